@@ -1,0 +1,262 @@
+"""Settings: pydantic models (frozen, no unknown key), YAML files, `key=value` overrides with "did you mean".
+
+A config becomes constructor arguments in one builder; it never enters a class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mnet_det.errors import ConfigError
+
+
+def _number(value: Any) -> Any:
+    """Refuse true and false where a number is meant; pydantic would read them as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is expected, not true or false")
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number)]
+Int = Annotated[int, BeforeValidator(_number)]
+PositiveFloat = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
+NotNegativeFloat = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+PositiveInt = Annotated[Int, Field(ge=1)]
+NotNegativeInt = Annotated[Int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """The network. `alpha` scales its channels, `rho` its input size and never its weights."""
+
+    head: Literal["ssd", "ssdlite"] = "ssd"
+    backbone: Literal["mobilenet_v1"] = "mobilenet_v1"
+    alpha: PositiveFloat = 1.0
+    rho: PositiveFloat = 1.0
+    base_hw: tuple[PositiveInt, PositiveInt] = (300, 300)
+    resize: Literal["stretch", "letterbox"] = "stretch"
+    init: str | None = Field(None, description="a checkpoint whose fitting tensors start the training")
+    padding: Literal["symmetric", "same"] = "symmetric"
+    separable: bool = True
+    shallow: bool = False
+    bn_eps: PositiveFloat = 1e-3
+    bn_momentum: PositiveFloat = 0.03
+    anchor_scales: tuple[Fraction, Fraction] = (0.2, 0.95)
+    class_loss: Literal["softmax", "focal"] = "softmax"
+    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    box_weight: PositiveFloat = 1.0
+
+    @property
+    def input_hw(self) -> tuple[int, int]:
+        """Height and width of the network's input: base size × rho, to the nearest integer (halves go up)."""
+        height, width = (max(1, int(side * self.rho + 0.5)) for side in self.base_hw)
+        return height, width
+
+    @model_validator(mode="after")
+    def _input_is_large_enough(self) -> ModelConfig:
+        if min(self.input_hw) < 32:
+            raise ValueError(
+                f"the input would be {self.input_hw[0]}x{self.input_hw[1]} pixels (base_hw × rho), less than one "
+                "cell of the stride-32 map; at least 32 a side are needed"
+            )
+        if not self.anchor_scales[0] < self.anchor_scales[1]:
+            raise ValueError(f"anchor_scales must rise, got {list(self.anchor_scales)}")
+        return self
+
+
+class DataConfig(_Section):
+    """Where the images are. `root` is a folder laid out like COCO; the four paths override its parts."""
+
+    root: Path | None = None
+    train_images: Path | None = None
+    train_annotations: Path | None = None
+    val_images: Path | None = None
+    val_annotations: Path | None = None
+    augment: Literal["none", "flip", "ssd", "ssdlite"] = "ssd"
+    workers: NotNegativeInt = 2
+    classes: tuple[str, ...] | None = Field(None, description="a subset by name")
+
+    def images(self, split: Literal["train", "val"]) -> Path:
+        """Folder of a split's images.
+
+        Raises:
+            ConfigError: neither `root` nor the split's own setting is given.
+        """
+        return self._path(split, "images", f"{split}2017")
+
+    def annotations(self, split: Literal["train", "val"]) -> Path:
+        """Annotation file of a split.
+
+        Raises:
+            ConfigError: neither `root` nor the split's own setting is given.
+        """
+        return self._path(split, "annotations", f"annotations/instances_{split}2017.json")
+
+    def _path(self, split: str, part: str, inside_root: str) -> Path:
+        path: Path | None = getattr(self, f"{split}_{part}")
+        if path is not None:
+            return path
+        if self.root is None:
+            raise ConfigError(
+                f"no {split} {part}: set data.root=FOLDER (laid out like COCO: annotations/instances_"
+                f"{{train,val}}2017.json, train2017/, val2017/) or data.{split}_{part}=PATH"
+            )
+        return self.root / inside_root
+
+
+class TrainConfig(_Section):
+    """How to train. `lr` is for `batch_size` as it stands; `ema` is the decay, 0 for none."""
+
+    epochs: PositiveInt = 120
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 0.05
+    optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
+    momentum: Fraction = 0.9
+    weight_decay: NotNegativeFloat = 4e-5
+    schedule: Literal["cosine", "steps"] = "cosine"
+    step_epochs: tuple[PositiveInt, ...] = ()
+    step_factor: PositiveFloat = 0.1
+    warmup_epochs: NotNegativeFloat = 1.0
+    clip_norm: NotNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 for none")
+    ema: Annotated[Float, Field(ge=0, lt=1)] = 0.9998
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    seed: NotNegativeInt = 0
+    device: str = "auto"
+    eval_every: PositiveInt = Field(5, description="epochs between validations; the last epoch is always scored")
+
+    @model_validator(mode="after")
+    def _steps_lie_inside(self) -> TrainConfig:
+        if self.schedule == "steps" and not self.step_epochs:
+            raise ValueError("schedule 'steps' needs step_epochs, for example step_epochs=[80,110]")
+        return self
+
+
+class EvalConfig(_Section):
+    """From candidates to detections when a model is scored (COCO's usual values)."""
+
+    score: Fraction = 0.001
+    nms: Fraction = 0.6
+    pre_nms: PositiveInt = 1000
+    max_detections: PositiveInt = 100
+
+
+class Config(_Section):
+    """Everything a run depends on. The resolved file is saved in the run folder."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML; loading it gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `section.key=value` words to it.
+
+    Args:
+        path: the YAML file; without it, the defaults.
+        overrides: words such as `model.alpha=0.5`; values are read as YAML.
+
+    Raises:
+        ConfigError: unknown or misspelt setting, wrong type, unreadable file.
+    """
+    raw = {} if path is None else _read_yaml(path)
+    for word in overrides:
+        _set(raw, word)
+    return parse_config(raw, source=str(path) if path is not None else "settings")
+
+
+def parse_config(raw: Mapping[str, Any], *, source: str = "settings") -> Config:
+    """Turn nested plain values (from YAML, JSON or a checkpoint) into a `Config`.
+
+    Raises:
+        ConfigError: unknown or misspelt setting, or wrong type; all of them, one a line.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(fault) for fault in error.errors(include_url=False)]
+        raise ConfigError(f"{source}: " + "\n".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file; the project's own are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections such as 'model:' and 'train:', got a {type(raw).__name__}")
+    return raw
+
+
+def _set(raw: dict[str, Any], word: str) -> None:
+    key, separator, text = word.partition("=")
+    sections = key.split(".")
+    if not separator or not all(sections):
+        raise ConfigError(f"{word}: expected a setting as section.key=value, for example model.alpha=0.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{word}: the value is not YAML; quote it if it holds : or [") from None
+    place = raw
+    for section in sections[:-1]:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"{key}: '{section}' is a value, it has no settings below it")
+    place[sections[-1]] = value
+
+
+def _explain(fault: Any) -> str:
+    place = [str(part) for part in fault["loc"]]
+    name = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        return f"{name}: no such setting; {_suggest(place)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    came = fault["input"]
+    if not name or isinstance(came, dict):
+        return f"{name}: {message}" if name else message
+    return f"{name}: got {came!r}: {message[0].lower()}{message[1:]}"
+
+
+def _suggest(place: list[str]) -> str:
+    """The nearest name among the settings beside the unknown one, else anywhere, else the list."""
+    siblings = list(_section_at(place[:-1]).model_fields)
+    near = difflib.get_close_matches(place[-1], siblings, n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    elsewhere = [f"{s}.{k}" for s in Config.model_fields for k in _section_at([s]).model_fields if k == place[-1]]
+    if elsewhere:
+        return f"did you mean '{elsewhere[0]}'?"
+    return f"known here: {', '.join(siblings)}"
+
+
+def _section_at(place: list[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Config
+    for name in place:
+        annotation = section.model_fields[name].annotation
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+            break
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return section

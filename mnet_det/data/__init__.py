@@ -1,0 +1,1 @@
+"""COCO data: reading, augmenting, batching, and a drawn data set."""

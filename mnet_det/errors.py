@@ -1,0 +1,29 @@
+"""The errors a user can cause. Their text says what came, what was expected and what to do; the command line prints it alone."""
+
+
+class MnetDetError(Exception):
+    """Base of every error that a message can explain."""
+
+
+class ConfigError(MnetDetError):
+    """A setting that does not exist, has the wrong type, or contradicts another."""
+
+
+class DataError(MnetDetError):
+    """A data set, an annotation file or an image that cannot be used as it is."""
+
+
+class CheckpointError(MnetDetError):
+    """A model file that is missing, damaged, of another kind, or does not fit the data."""
+
+
+class SourceError(MnetDetError):
+    """A camera, video, stream or folder that cannot be read, or a recording that cannot be written."""
+
+
+class ExportError(MnetDetError):
+    """An exported model that does not give the same detections as the one it came from."""
+
+
+class MissingPackageError(MnetDetError):
+    """A verb that needs packages which are not installed."""

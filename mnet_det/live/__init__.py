@@ -1,0 +1,1 @@
+"""Live detection: capture, screen, recording. Never torch."""

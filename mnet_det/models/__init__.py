@@ -1,0 +1,1 @@
+"""Networks: one file per box of the papers' figures."""

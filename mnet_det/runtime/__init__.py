@@ -1,0 +1,1 @@
+"""Running exported detectors: numpy, OpenCV and an inference engine, never torch."""
