@@ -1,0 +1,116 @@
+"""Augmentation presets on albumentations; the last step brings pixels and boxes to the network's size."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# albumentations asks the network for its newest version at import, unless told not to. This is the only place that
+# imports it.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import albumentations as A  # noqa: E402
+
+from mnet_det.data.coco import Truth  # noqa: E402
+from mnet_det.preprocess import PADDING_VALUE, ResizeMode, plan_resize, resize_pixels  # noqa: E402
+from mnet_det.structures import FloatArray, Image, IntArray  # noqa: E402
+
+Preset = Literal["none", "flip", "ssd", "ssdlite"]
+
+MIN_VISIBLE = 0.3
+"""A box of which a crop leaves less than this share of its area is dropped."""
+MIN_SIDE_PX = 1.0
+"""A box narrower than this in network pixels is dropped: its logarithm in the box coder would run off."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training image in network pixels.
+
+    Attributes:
+        image: RGB uint8 [3, H, W].
+        boxes_xyxy: float32 [M, 4], with labels int64 [M].
+        ignored_xyxy: float32 [I, 4], crowd regions.
+        valid_hw: what is image and not padding.
+    """
+
+    image: NDArray[np.uint8]
+    boxes_xyxy: FloatArray
+    labels: IntArray
+    ignored_xyxy: FloatArray
+    valid_hw: tuple[int, int]
+
+
+class Augment:
+    """A named preset, then the resize that `preprocess` does in scoring and live."""
+
+    def __init__(self, preset: Preset, *, network_hw: tuple[int, int], mode: ResizeMode) -> None:
+        self.network_hw = network_hw
+        self.mode = mode
+        self._pipeline = A.Compose(
+            _PRESETS[preset]() or [A.NoOp()],
+            bbox_params=A.BboxParams(
+                format="pascal_voc",
+                label_fields=["labels", "crowd"],
+                min_visibility=MIN_VISIBLE,
+                clip=True,
+                filter_invalid_bboxes=True,
+            ),
+        )
+
+    def __call__(self, image: Image, truth: Truth, *, seed: int) -> Sample:
+        """Augment RGB uint8 [H, W, 3] and its boxes; the same seed gives the same sample."""
+        self._pipeline.set_random_seed(seed)
+        changed: dict[str, Any] = self._pipeline(
+            image=image, bboxes=truth.boxes_xyxy, labels=truth.labels, crowd=truth.crowd.astype(np.int64)
+        )
+        image = changed["image"]
+        resize = plan_resize((image.shape[0], image.shape[1]), self.network_hw, self.mode)
+        boxes_xyxy = resize.apply(np.asarray(changed["bboxes"], np.float32).reshape(-1, 4))
+        large = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= MIN_SIDE_PX).all(axis=1)
+        labels = np.asarray(changed["labels"]).astype(np.int64)
+        crowd = np.asarray(changed["crowd"]).astype(bool)
+        return Sample(
+            image=np.ascontiguousarray(resize_pixels(image, resize).transpose(2, 0, 1)),
+            boxes_xyxy=boxes_xyxy[large & ~crowd],
+            labels=labels[large & ~crowd],
+            ignored_xyxy=boxes_xyxy[crowd],
+            valid_hw=resize.valid_hw,
+        )
+
+
+def _flip() -> list[Any]:
+    return [A.HorizontalFlip(p=0.5)]
+
+
+def _crop() -> list[Any]:
+    """Crops that never lose what they keep: all boxes whole, or the middle of their union, or any large part."""
+    return [
+        A.OneOf(
+            [
+                A.BBoxSafeRandomCrop(erosion_rate=0.0),
+                A.BBoxSafeRandomCrop(erosion_rate=0.4),
+                A.RandomCropFromBorders(crop_left=0.4, crop_right=0.4, crop_top=0.4, crop_bottom=0.4),
+            ],
+            p=0.8,
+        )
+    ]
+
+
+def _ssdlite() -> list[Any]:
+    return [*_crop(), *_flip()]
+
+
+def _ssd() -> list[Any]:
+    zoom_out = A.CropAndPad(percent=(0.0, 1.0), sample_independently=True, keep_size=False, fill=PADDING_VALUE, p=0.4)
+    photometric = A.ColorJitter(
+        brightness=(0.8, 1.2), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.6
+    )
+    return [photometric, zoom_out, *_crop(), *_flip()]
+
+
+_PRESETS = {"none": list, "flip": _flip, "ssd": _ssd, "ssdlite": _ssdlite}

@@ -1,0 +1,177 @@
+"""AP: pycocotools' COCOeval is the only judge."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mnet_det.data.coco import CocoData, read_coco_json, to_results
+from mnet_det.errors import DataError
+from mnet_det.runtime.predictor import Predictor
+
+NUMBERS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR_100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+"""Names of COCOeval's twelve numbers, in its order."""
+READ_AHEAD = 16
+"""Images that are decoded while the network works."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """COCOeval's verdict; None where it has nothing to judge (it says -1).
+
+    Attributes:
+        numbers: the twelve, by name, 0…1.
+        per_class: AP by class name.
+        images: how many were scored.
+        detections: how many were judged.
+    """
+
+    numbers: dict[str, float | None]
+    per_class: dict[str, float | None]
+    images: int
+    detections: int
+
+    @property
+    def ap(self) -> float:
+        """AP over IoU 0.50:0.95; 0 where there is nothing to judge."""
+        return self.numbers["AP"] or 0.0
+
+    def to_json(self, *, runtime: str | None = None) -> dict[str, Any]:
+        """The keys that `mnet-det eval --json` promises."""
+        return {**self.numbers, "per_class": self.per_class, "images": self.images, "runtime": runtime}
+
+
+def detect_all(predictor: Predictor, data: CocoData, *, batch_size: int = 1) -> Iterator[list[dict[str, Any]]]:
+    """Run a model over a data set.
+
+    Classes are joined by name, so the order of the data's ids does not matter; classes that the data lack are left
+    out.
+
+    Yields:
+        The COCO results of one image after another, with the data's own image and category ids.
+
+    Raises:
+        DataError: the data have classes that the model does not know, or an image cannot be read.
+    """
+    category_ids = _join_classes(predictor.class_names, data)
+    kept = np.array([category_id is not None for category_id in category_ids])
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for indices in _chunks(range(len(data)), max(batch_size, READ_AHEAD)):
+            images = list(pool.map(data.image, indices))
+            for start in range(0, len(images), batch_size):
+                found = predictor.batch(images[start : start + batch_size])
+                for index, detections in zip(indices[start : start + batch_size], found, strict=True):
+                    yield to_results(
+                        detections[kept[detections.labels]],
+                        image_id=int(data.image_ids[index]),
+                        category_ids=category_ids,  # type: ignore[arg-type]  # those kept have ids
+                    )
+
+
+def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Scores:
+    """Let COCOeval judge results against COCO annotations (as `read_coco_json` gives them).
+
+    No detections give AP 0; pycocotools itself fails on an empty list.
+
+    Raises:
+        DataError: a result is about an image that the annotations lack.
+    """
+    image_ids = {image["id"] for image in truth["images"]}
+    strangers = {result["image_id"] for result in results} - image_ids
+    if strangers:
+        named = ", ".join(map(str, sorted(strangers, key=str)[:3]))
+        raise DataError(f"{len(strangers)} image ids of the detections are not in the annotations, such as {named}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = _coco(truth)
+        found = judge.loadRes([dict(result) for result in results]) if results else _coco({**truth, "annotations": []})
+        evaluation = COCOeval(judge, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    precision = evaluation.eval["precision"]  # [IoU, recall, class, area, max detections]
+    per_class = {
+        names[category_id]: _mean(precision[:, :, index, 0, -1])
+        for index, category_id in enumerate(evaluation.params.catIds)
+    }
+    numbers = {
+        name: None if value == -1 else float(value) for name, value in zip(NUMBERS, evaluation.stats, strict=True)
+    }
+    return Scores(numbers, per_class, images=len(image_ids), detections=len(results))
+
+
+def evaluate(
+    predictor: Predictor, data: CocoData, annotations: Path, *, batch_size: int = 1
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """Detect in all images of `data` and score against its annotation file.
+
+    Returns:
+        The scores, and the COCO results they were computed from.
+    """
+    results = [result for found in detect_all(predictor, data, batch_size=batch_size) for result in found]
+    return score_results(results, restrict(read_coco_json(annotations), data)), results
+
+
+def restrict(truth: Mapping[str, Any], data: CocoData) -> dict[str, Any]:
+    """The part of an annotation file that `data` holds: its images and its classes."""
+    image_ids, category_ids = set(data.image_ids.tolist()), set(data.category_ids)
+    return {
+        "images": [image for image in truth["images"] if image["id"] in image_ids],
+        "categories": [category for category in truth["categories"] if category["id"] in category_ids],
+        "annotations": [
+            annotation
+            for annotation in truth["annotations"]
+            if annotation["image_id"] in image_ids and annotation["category_id"] in category_ids
+        ],
+    }
+
+
+def _join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]:
+    """The data's category id of each of the model's classes; None for those that the data lack."""
+    unknown = [name for name in data.class_names if name not in class_names]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise DataError(
+            f"the model has {len(class_names)} classes, the data {len(data.class_names)}: the model does not know "
+            f"{', '.join(unknown[:5])}{more}; score it on its own classes, or train it on these"
+        )
+    id_of = dict(zip(data.class_names, data.category_ids, strict=True))
+    return [id_of.get(name) for name in class_names]
+
+
+def _coco(content: Mapping[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = {"info": {}, **content}
+    coco.createIndex()
+    return coco
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None
+
+
+def _chunks(indices: range, size: int) -> Iterator[range]:
+    return (indices[start : start + size] for start in range(0, len(indices), size))

@@ -1,0 +1,53 @@
+"""The numbers of a run: one row an epoch in `metrics.csv`, and the same as TensorBoard curves."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+Row = dict[str, float | None]
+
+
+class RunLog:
+    """Write rows as they come. A resumed run goes on after the rows of the epochs that it keeps."""
+
+    def __init__(self, folder: Path, *, first_epoch: int = 0) -> None:
+        self._path = folder / "metrics.csv"
+        self._rows = [row for row in _read_rows(self._path) if int(row["epoch"]) <= first_epoch]
+        # purge_step hides the points of epochs that are trained again
+        self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1 if first_epoch else None)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._curves.close()
+
+    def write(self, epoch: int, row: Row) -> None:
+        """Add the numbers of one epoch (counted from 1); None leaves the cell empty."""
+        self._rows.append({"epoch": str(epoch)} | {k: "" if v is None else f"{v:.6g}" for k, v in row.items()})
+        columns = list(dict.fromkeys(name for written in self._rows for name in written))
+        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(temporary, self._path)
+        for name, value in row.items():
+            if value is not None:
+                self._curves.add_scalar(name, value, epoch)
+        self._curves.flush()
+
+
+def _read_rows(path: Path) -> list[Mapping[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

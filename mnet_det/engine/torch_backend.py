@@ -1,0 +1,69 @@
+"""The runtime's contract on torch itself: to score during training, and to judge exported files by."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from mnet_det.config import Config
+from mnet_det.models.detector import Detector
+from mnet_det.models.layers import ConvBNReLU6
+from mnet_det.runtime.backends import Backend
+from mnet_det.runtime.metadata import ModelMetadata
+from mnet_det.structures import Candidates
+
+
+class TorchBackend(Backend):
+    """A detector on the device where it lies, in eval mode."""
+
+    name = "torch"
+
+    def __init__(self, detector: Detector, metadata: ModelMetadata, *, threads: int | None = None) -> None:
+        self.detector = detector.eval()
+        self.metadata = metadata
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.threads = torch.get_num_threads()
+        self._device = next(detector.parameters()).device
+
+    def candidates(self, images: NDArray[np.uint8]) -> Candidates:
+        """See `Backend.candidates`."""
+        with torch.inference_mode():
+            found = self.detector(torch.from_numpy(images).to(self._device))
+        return Candidates(*(tensor.float().cpu().numpy() for tensor in found))
+
+
+def describe(
+    config: Config, *, name: str, class_names: tuple[str, ...], category_ids: tuple[int, ...]
+) -> ModelMetadata:
+    """What a detector of this config says about itself."""
+    return ModelMetadata(
+        name=name,
+        head=config.model.head,
+        backbone=config.model.backbone,
+        alpha=config.model.alpha,
+        rho=config.model.rho,
+        class_names=class_names,
+        category_ids=category_ids,
+        input_hw=config.model.input_hw,
+        resize=config.model.resize,
+        score=config.eval.score,
+        nms=config.eval.nms,
+        pre_nms=config.eval.pre_nms,
+        max_detections=config.eval.max_detections,
+    )
+
+
+def fuse(detector: Detector) -> Detector:
+    """A copy in eval mode with every batch norm folded into its convolution; the outputs stay the same."""
+    fused = copy.deepcopy(detector).eval()
+    for module in fused.modules():
+        if isinstance(module, ConvBNReLU6):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
+    return fused

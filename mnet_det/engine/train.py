@@ -1,0 +1,315 @@
+"""Training: the loop on one screen, then what it is made of."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mnet_det.config import Config
+from mnet_det.data import open_data
+from mnet_det.data.augment import Preset
+from mnet_det.data.coco import CocoData
+from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
+from mnet_det.engine.checkpoint import load_fitting
+from mnet_det.engine.evaluate import Scores, evaluate
+from mnet_det.engine.pictures import picture_batch, picture_predictions
+from mnet_det.engine.run_log import Row, RunLog
+from mnet_det.engine.state import State, restore_state, save_state, start_state
+from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
+from mnet_det.errors import ConfigError, MnetDetError
+from mnet_det.images import write_image
+from mnet_det.runtime.predictor import Predictor
+from mnet_det.structures import Batch
+
+OVERFIT_STEPS = 400
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to: its folder, its best AP, and all scores of its last epoch."""
+
+    out: Path
+    best_ap: float
+    scores: Scores
+
+
+def train(
+    config: Config, *, out: Path, resume: Path | None = None, overfit: int | None = None, console: Console | None = None
+) -> TrainResult:
+    """Train a detector and score it.
+
+    The run folder gets the resolved config, `metrics.csv`, TensorBoard curves, pictures, and the checkpoints
+    `last.pt`, `previous.pt` and `best.pt`.
+
+    Args:
+        config: all settings.
+        out: the run folder, made if missing.
+        resume: a checkpoint (`last.pt`) to go on from.
+        overfit: train on this many images and score on the same ones, without augmentation and averaging. A detector
+            that cannot learn them by heart has a fault in its data or settings.
+        console: where progress is shown; nowhere unless given.
+
+    Raises:
+        ConfigError: a setting that this machine or these data cannot follow.
+        DataError: images or annotations that cannot be used.
+        CheckpointError: `resume` or `model.init` does not fit.
+    """
+    console = console or Console(quiet=True)
+    device = pick_device(config.train.device)
+    torch.manual_seed(config.train.seed)
+    config = config if overfit is None else overfit_config(config, images=overfit)
+    val_split = "val" if overfit is None else "train"
+    data, val_data = open_data(config.data, "train"), open_data(config.data, val_split)
+    if overfit is not None:
+        data = val_data = data.head(overfit)
+    batches = EpochBatches(len(data), batch_size=config.train.batch_size, seed=config.train.seed)
+    loader = _loader(data, batches, config, device, preset=config.data.augment)
+    state = start_state(
+        config,
+        num_classes=len(data.class_names),
+        steps_per_epoch=len(batches),
+        device=device,
+        scale_loss=_autocast_type(config, device) is torch.float16,
+    )
+    if resume is not None:
+        restore_state(state, resume, config, data)
+    elif config.model.init is not None:
+        copied, total = load_fitting(state.detector, Path(config.model.init))
+        console.print(f"{config.model.init}: {copied} of {total} tensors loaded")
+    if state.epoch >= config.train.epochs:
+        raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_text(out / "config.yaml", config.to_yaml())
+    console.print(_header(config, data, val_data, device), highlight=False)
+
+    with RunLog(out, first_epoch=state.epoch) as log:
+        while state.epoch < config.train.epochs:
+            batches.epoch = state.epoch
+            row = _train_epoch(state, loader, config, device, console, out, data.class_names)
+            state.epoch += 1
+            best = False
+            if state.epoch % config.train.eval_every == 0 or state.epoch == config.train.epochs:
+                row["val_loss"] = _validation_loss(state, val_data, config, device)
+                scores = _score(state, val_data, config.data.annotations(val_split), config, out)
+                row |= {"AP": scores.numbers["AP"], "AP50": scores.numbers["AP50"]}
+                best = scores.ap > state.best_ap
+                state.best_ap = max(scores.ap, state.best_ap)
+            save_state(state, config, data, out, best=best)
+            log.write(state.epoch, row)
+            console.print(_epoch_line(state.epoch, config.train.epochs, row), highlight=False)
+    return TrainResult(out, state.best_ap, scores)
+
+
+def overfit_config(config: Config, *, images: int) -> Config:
+    """The settings for learning a few images by heart: nothing that blurs, and a short warm-up."""
+    if images < 1:
+        raise ConfigError(f"--overfit {images}: expected at least one image")
+    batch_size = max(2, min(images, config.train.batch_size))
+    epochs = -(-OVERFIT_STEPS // max(1, images // batch_size))
+    settings = {
+        "batch_size": batch_size,
+        "lr": config.train.lr * batch_size / config.train.batch_size,
+        "epochs": epochs,
+        "ema": 0.0,
+        "schedule": "cosine",
+        "warmup_epochs": epochs / 20,
+        "eval_every": -(-epochs // 4),
+    }
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"augment": "none"}),
+            "train": config.train.model_copy(update=settings),
+        }
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, then mps, then cpu.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"train.device: got {name!r}, which this machine cannot use ({reason}); try 'auto'") from None
+    return device
+
+
+def _train_epoch(
+    state: State,
+    loader: DataLoader[Batch],
+    config: Config,
+    device: torch.device,
+    console: Console,
+    out: Path,
+    class_names: tuple[str, ...],
+) -> Row:
+    """One pass over the training images."""
+    state.detector.train()
+    sums: dict[str, Tensor] = {}
+    waited = 0.0
+    started = asked = time.perf_counter()
+    for step, batch in enumerate(_with_progress(loader, state.epoch, config, console)):
+        waited += time.perf_counter() - asked
+        if state.epoch == 0 and step == 0:
+            write_image(out / "train_batch.jpg", picture_batch(batch, class_names))
+        for name, value in _step(state, batch.to(device), config).items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+        asked = time.perf_counter()
+    seconds = time.perf_counter() - started
+    means: Row = {f"loss_{name}": float(value) / len(loader) for name, value in sums.items()}
+    return {
+        "lr": state.schedule.get_last_lr()[0],
+        "loss": sum(float(value) for value in sums.values()) / len(loader),
+        **means,
+        "images_per_second": len(loader) * config.train.batch_size / seconds,
+        "waiting_for_data": waited / seconds,
+    }
+
+
+def _step(state: State, batch: Batch, config: Config) -> dict[str, Tensor]:
+    """Forward, backward, clip, update, average."""
+    with _autocast(config, batch.images.device):
+        losses = state.detector.losses(batch.images, batch.targets)
+    total = torch.stack(list(losses.values())).sum()
+    if not torch.isfinite(total):
+        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+        raise MnetDetError(
+            f"the loss is not finite ({terms}) on images {batch.image_ids}; where it grew before, a smaller train.lr "
+            "or train.clip_norm helps; where it did not, look at the boxes of these images"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(total).backward()
+    if config.train.clip_norm:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.detector.parameters(), config.train.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.schedule.step()
+    if state.average is not None:
+        state.average.update_parameters(state.detector)
+    return losses
+
+
+def _autocast(config: Config, device: torch.device) -> torch.autocast:
+    kind = _autocast_type(config, device)
+    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
+
+
+def _autocast_type(config: Config, device: torch.device) -> torch.dtype | None:
+    """`auto` is bf16 on a GPU that has it, else fp16, and nothing on a CPU."""
+    if config.train.amp == "off" or (config.train.amp == "auto" and device.type != "cuda"):
+        return None
+    if config.train.amp == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if config.train.amp == "bf16" else torch.float16
+
+
+def _loader(
+    data: CocoData,
+    batches: EpochBatches | ScoringBatches,
+    config: Config,
+    device: torch.device,
+    *,
+    preset: Preset,
+) -> DataLoader[Batch]:
+    return make_loader(
+        data,
+        batches,
+        preset=preset,
+        network_hw=config.model.input_hw,
+        mode=config.model.resize,
+        seed=config.train.seed,
+        workers=config.data.workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _validation_loss(state: State, data: CocoData, config: Config, device: torch.device) -> float:
+    """Mean loss over all images of `data`, unaugmented."""
+    loader = _loader(
+        data, ScoringBatches(len(data), batch_size=config.train.batch_size), config, device, preset="none"
+    )
+    detector = state.to_score.eval()
+    total = 0.0
+    with torch.inference_mode():
+        for batch in loader:
+            on_device = batch.to(device)
+            with _autocast(config, device):
+                losses = detector.losses(on_device.images, on_device.targets)
+            total += float(torch.stack(list(losses.values())).sum()) * len(batch.images)
+    return total / len(data)
+
+
+def _score(state: State, data: CocoData, annotations: Path, config: Config, out: Path) -> Scores:
+    metadata = describe(config, name=out.name, class_names=data.class_names, category_ids=data.category_ids)
+    predictor = Predictor(TorchBackend(fuse(state.to_score), metadata))
+    scores, _ = evaluate(predictor, data, annotations, batch_size=min(16, config.train.batch_size))
+    write_image(out / "val_predictions.jpg", picture_predictions(predictor, data))
+    return scores
+
+
+def _with_progress(
+    loader: DataLoader[Batch], epoch: int, config: Config, console: Console
+) -> Iterator[Batch]:
+    """The batches, with a bar while a person watches: time left in the epoch, images a second."""
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s, left in this epoch"),
+        TimeRemainingColumn(),
+    )
+    started = time.perf_counter()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(loader), epoch=epoch + 1, epochs=config.train.epochs, rate=0.0)
+        for done, batch in enumerate(loader, start=1):
+            yield batch
+            rate = done * config.train.batch_size / (time.perf_counter() - started)
+            progress.update(task, advance=1, rate=rate)
+
+
+def _header(config: Config, data: CocoData, val_data: CocoData, device: torch.device) -> str:
+    height, width = config.model.input_hw
+    skipped = f"; {data.skipped_boxes} boxes without area left out" if data.skipped_boxes else ""
+    return (
+        f"{config.model.head} on {config.model.backbone}, alpha {config.model.alpha}, input {width}x{height}, "
+        f"{len(data.class_names)} classes, on {device}\n"
+        f"{len(data)} training images with {data.num_boxes} boxes{skipped}; {len(val_data)} validation images\n"
+        f"{config.train.optimizer}, lr {config.train.lr:.4g}, batch {config.train.batch_size}, "
+        f"{config.train.epochs} epochs, weight decay {config.train.weight_decay:g}, ema {config.train.ema:g}, "
+        f"batch norm eps {config.model.bn_eps:g} and momentum {config.model.bn_momentum:g}, seed {config.train.seed}"
+    )
+
+
+def _epoch_line(epoch: int, epochs: int, row: Row) -> str:
+    line = (
+        f"epoch {epoch}/{epochs}: loss {row['loss']:.3f}, {row['images_per_second']:.0f} images/s, "
+        f"{row['waiting_for_data']:.0%} of the time waiting for data"
+    )
+    if "val_loss" in row:
+        ap, ap50 = ("n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("AP", "AP50"))
+        line += f"; validation loss {row['val_loss']:.3f}, AP {ap}, AP50 {ap50}"
+    return line
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

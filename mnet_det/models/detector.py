@@ -1,0 +1,25 @@
+"""What every detector head answers to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mnet_det.structures import Candidates, Target
+
+
+class Detector(nn.Module, ABC):
+    """Two verbs. What comes back depends on which is called, never on `self.training` (only batch norm looks at that)."""
+
+    num_classes: int
+    """K, foreground classes."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Candidates:
+        """uint8 [B, 3, H, W] to every scored box; the very graph that is exported."""
+
+    @abstractmethod
+    def losses(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Named loss terms (float32 scalars) of uint8 [B, 3, H, W]; their sum is what training minimises."""

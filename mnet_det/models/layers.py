@@ -1,0 +1,78 @@
+"""The convolution with batch norm and ReLU6 that every figure of the MobileNet papers is drawn with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Padding = Literal["symmetric", "same"]
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: asymmetric (more at the bottom and right) where the size asks for it.
+
+    It differs from symmetric padding only at stride 2 on even sizes, so it depends on the input's size.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', ceil(H / stride), ceil(W / stride)]."""
+        height, width = features.shape[-2:]
+        top, bottom = _same_padding(height, self.kernel_size[0], self.stride[0])
+        left, right = _same_padding(width, self.kernel_size[1], self.stride[1])
+        return super().forward(F.pad(features, (left, right, top, bottom)))
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class ConvBNReLU6(nn.Sequential):
+    """Convolution without bias, batch norm, ReLU6. `conv.groups == channels` makes it depthwise."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        padding: Padding = "symmetric",
+        bn_eps: float,
+        bn_momentum: float,
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv2d if padding == "symmetric" else Conv2dSame
+        self.conv = conv(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=kernel // 2 if padding == "symmetric" else 0,
+            groups=groups,
+            bias=False,
+        )
+        self.bn = nn.BatchNorm2d(out_channels, eps=bn_eps, momentum=bn_momentum)
+        self.act = nn.ReLU6()
+        # Batch norm makes the scale irrelevant to the output; He's keeps the first gradients even.
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+class PixelNormalization(nn.Module):
+    """uint8 pixels to floats, (x - mean) / std. It is the detector's first layer, so no one can feed it wrongly scaled pixels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float = 127.5, std: float = 127.5) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] to float32 of the same shape, -1…1 with the default mean and std."""
+        return (images.float() - self.mean) / self.std

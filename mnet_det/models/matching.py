@@ -1,0 +1,64 @@
+"""Which anchor answers for which true box."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_area, box_iou
+
+from mnet_det.structures import Target
+
+BACKGROUND = -1
+IGNORED = -2
+IGNORED_COVER = 0.5
+"""An anchor with this share of its area inside a crowd region is neither object nor background."""
+
+
+def match_anchors(anchors_xyxy: Tensor, target: Target, *, positive_iou: float = 0.5) -> Tensor:
+    """Give each anchor a true box, BACKGROUND or IGNORED.
+
+    First each true box gets an anchor of its own: greedy, best pair first. Plain forcing (each box takes its best
+    anchor) lets two boxes share one, and loses one of them. Then every other anchor goes to the box it overlaps most,
+    if by `positive_iou`. What is left is background, unless it lies in a crowd region or is centred in padding.
+
+    Args:
+        anchors_xyxy: [A, 4] network pixels.
+        target: the truth of one image.
+        positive_iou: least overlap of an anchor that answers for a box it does not own.
+
+    Returns:
+        int64 [A]: an index into `target.boxes_xyxy`, BACKGROUND or IGNORED.
+    """
+    matched = torch.full((len(anchors_xyxy),), BACKGROUND, dtype=torch.int64, device=anchors_xyxy.device)
+    matched[_ignorable(anchors_xyxy, target)] = IGNORED
+    if len(target.boxes_xyxy):
+        iou = box_iou(target.boxes_xyxy, anchors_xyxy)  # [M, A]
+        best_iou, best_box = iou.max(dim=0)
+        matched = torch.where(best_iou >= positive_iou, best_box, matched)
+        _give_each_box_its_own_anchor(iou, matched)
+    return matched
+
+
+def _give_each_box_its_own_anchor(iou: Tensor, matched: Tensor) -> None:
+    """Fill `matched` [A] in place from `iou` [M, A]; a box that overlaps no free anchor gets none."""
+    num_anchors = iou.shape[1]
+    free = iou.clone()
+    for _ in range(len(iou)):
+        best = free.argmax()
+        box, anchor = best // num_anchors, best % num_anchors
+        matched[anchor] = torch.where(free[box, anchor] > 0, box, matched[anchor])
+        free[box] = -1
+        free[:, anchor] = -1
+
+
+def _ignorable(anchors_xyxy: Tensor, target: Target) -> Tensor:
+    """Bool [A]: centred in padding, or covered by a crowd region."""
+    valid_h, valid_w = target.valid_hw
+    centres_xy = (anchors_xyxy[:, :2] + anchors_xyxy[:, 2:]) / 2
+    ignorable = (centres_xy[:, 0] >= valid_w) | (centres_xy[:, 1] >= valid_h)
+    if len(target.ignored_xyxy):
+        top_left = torch.maximum(anchors_xyxy[:, None, :2], target.ignored_xyxy[None, :, :2])  # [A, I, 2]
+        bottom_right = torch.minimum(anchors_xyxy[:, None, 2:], target.ignored_xyxy[None, :, 2:])
+        covered = (bottom_right - top_left).clamp(min=0).prod(dim=-1) / box_area(anchors_xyxy)[:, None]  # [A, I]
+        ignorable |= (covered >= IGNORED_COVER).any(dim=1)
+    return ignorable

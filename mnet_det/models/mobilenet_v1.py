@@ -1,0 +1,158 @@
+"""MobileNetV1 (Howard et al. 2017, arXiv 1704.04861): the paper's Table 1 at any width alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mnet_det.models.layers import ConvBNReLU6, Padding, PixelNormalization
+
+STEM_CHANNELS = 32
+BLOCKS = {
+    1: (64, 1),
+    2: (128, 2),
+    3: (128, 1),
+    4: (256, 2),
+    5: (256, 1),
+    6: (512, 2),
+    7: (512, 1),
+    8: (512, 1),
+    9: (512, 1),
+    10: (512, 1),
+    11: (512, 1),
+    12: (1024, 2),
+    13: (1024, 1),
+}
+"""Block number in Table 1: output channels at alpha 1, stride.
+
+The table prints stride 2 for block 13, whose map would then be 4×4; the 7×7 it prints beside it, and every published
+network, need stride 1.
+"""
+SHALLOW_SKIPS = frozenset(range(7, 12))
+"""The five blocks at 14×14×512 that the shallow network of Table 5 leaves out."""
+MIN_CHANNELS = 8
+
+
+def scale_channels(channels: int, alpha: float, *, minimum: int = MIN_CHANNELS) -> int:
+    """Channels at width alpha: the product rounded down, and never below `minimum`.
+
+    This is TensorFlow's rule, so published weights fit at any alpha. At 0.25, 0.5 and 0.75 nothing is rounded.
+    """
+    return max(minimum, int(channels * alpha))
+
+
+class SeparableBlock(nn.Module):
+    """Depthwise 3×3 then pointwise 1×1, each with batch norm and ReLU6 (the paper's Figure 3, right).
+
+    It costs 1/N + 1/9 of the full 3×3 convolution to N channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        padding: Padding = "symmetric",
+        bn_eps: float = 1e-3,
+        bn_momentum: float = 0.03,
+    ) -> None:
+        super().__init__()
+        norm = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        self.depthwise = ConvBNReLU6(
+            in_channels, in_channels, kernel=3, stride=stride, groups=in_channels, padding=padding, **norm
+        )
+        self.pointwise = ConvBNReLU6(in_channels, out_channels, kernel=1, padding=padding, **norm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, N, ceil(H / stride), ceil(W / stride)]."""
+        pointwise: Tensor = self.pointwise(self.depthwise(features))
+        return pointwise
+
+
+class MobileNetV1(nn.Module):
+    """Stem and 13 depthwise-separable blocks, giving the maps after the blocks named in `taps`.
+
+    Attributes:
+        channels: of each tapped map.
+        strides: of each tapped map, in input pixels.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        taps: Sequence[int] = (11, 13),
+        padding: Padding = "symmetric",
+        separable: bool = True,
+        shallow: bool = False,
+        bn_eps: float = 1e-3,
+        bn_momentum: float = 0.03,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            alpha: width multiplier, any number above 0; `scale_channels` states the rounding.
+            taps: block numbers of Table 1, ascending. Where the shallow network lacks one, its last block before it
+                that has the same stride stands in (6 for 11).
+            padding: symmetric, or TensorFlow's SAME.
+            separable: False puts one full 3×3 convolution in each block's place (Table 4).
+            shallow: leave out the five blocks at 14×14×512 (Table 5).
+            bn_eps: batch norm's epsilon.
+            bn_momentum: weight of the newest batch in batch norm's running statistics.
+
+        Raises:
+            ValueError: alpha is not positive, or a tap is not a block.
+        """
+        super().__init__()
+        if alpha <= 0:
+            raise ValueError(f"alpha must be above 0, got {alpha}")
+        if not taps or list(taps) != sorted(set(taps)) or not set(taps) <= set(BLOCKS):
+            raise ValueError(f"taps must be ascending block numbers from 1 to 13, got {list(taps)}")
+        self.alpha = alpha
+        common = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        channels = scale_channels(STEM_CHANNELS, alpha)
+        stride = 2
+        self.stem = ConvBNReLU6(3, channels, kernel=3, stride=2, **common)
+        self.blocks = nn.ModuleDict()
+        after: dict[int, tuple[str, int, int]] = {}  # block number: name of the block that stands for it, channels, stride
+        for number, (base_channels, block_stride) in BLOCKS.items():
+            if not (shallow and number in SHALLOW_SKIPS):
+                out_channels = scale_channels(base_channels, alpha)
+                self.blocks[str(number)] = (
+                    SeparableBlock(channels, out_channels, stride=block_stride, **common)
+                    if separable
+                    else ConvBNReLU6(channels, out_channels, kernel=3, stride=block_stride, **common)
+                )
+                channels, stride = out_channels, stride * block_stride
+            after[number] = (list(self.blocks)[-1], channels, stride)
+        self._tapped = [after[tap][0] for tap in taps]
+        self.channels = tuple(after[tap][1] for tap in taps)
+        self.strides = tuple(after[tap][2] for tap in taps)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] to one map [B, channels, ~H/stride, ~W/stride] per tap."""
+        maps = []
+        features = self.stem(images)
+        for name, block in self.blocks.items():
+            features = block(features)
+            if name in self._tapped:
+                maps.append(features)
+        return maps
+
+
+class MobileNetV1Classifier(nn.Module):
+    """The ImageNet network of Table 1: backbone, average pool, fully connected layer."""
+
+    def __init__(self, backbone: MobileNetV1, *, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.normalize = PixelNormalization()
+        self.backbone = backbone
+        self.classifier = nn.Linear(backbone.channels[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] to logits [B, num_classes]."""
+        features = self.backbone(self.normalize(images))[-1]
+        logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
+        return logits

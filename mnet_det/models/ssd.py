@@ -1,0 +1,202 @@
+"""SSD and SSDLite (Liu et al. 2016; Sandler et al. 2018, section 6.2) on any backbone with two maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mnet_det.models.anchors import AnchorGenerator
+from mnet_det.models.box_coder import BoxCoder
+from mnet_det.models.detector import Detector
+from mnet_det.models.layers import ConvBNReLU6, Padding, PixelNormalization
+from mnet_det.models.losses import focal_loss, giou_loss, smooth_l1_loss, softmax_multibox_loss
+from mnet_det.models.matching import IGNORED, match_anchors
+from mnet_det.models.mobilenet_v1 import MobileNetV1, scale_channels
+from mnet_det.structures import Candidates, Target
+
+EXTRA_CHANNELS = (512, 256, 256, 128)
+"""Of the four maps after the backbone, at alpha 1; the 1×1 convolution before each has half as many."""
+MIN_EXTRA_CHANNELS = 16
+FOCAL_PRIOR = 0.01
+"""Score every class starts from under focal loss, else the thousands of easy negatives drown the first steps."""
+
+
+class ExtraMap(nn.Module):
+    """One map more, at half the size: 1×1 convolution to half the channels, then 3×3 with stride 2."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        inner_channels: int,
+        lite: bool,
+        padding: Padding,
+        bn_eps: float,
+        bn_momentum: float,
+    ) -> None:
+        super().__init__()
+        common = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        self.reduce = ConvBNReLU6(in_channels, inner_channels, kernel=1, **common)
+        self.shrink: nn.Module = (
+            nn.Sequential(
+                ConvBNReLU6(inner_channels, inner_channels, kernel=3, stride=2, groups=inner_channels, **common),
+                ConvBNReLU6(inner_channels, out_channels, kernel=1, **common),
+            )
+            if lite
+            else ConvBNReLU6(inner_channels, out_channels, kernel=3, stride=2, **common)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, out_channels, ceil(H / 2), ceil(W / 2)]."""
+        shrunk: Tensor = self.shrink(self.reduce(features))
+        return shrunk
+
+
+class SSD(Detector):
+    """Taps of the backbone and four extra maps, each with a class and a box predictor.
+
+    The predictors are 1×1 convolutions, as TensorFlow's MobileNet-SSD has them; SSDLite puts a depthwise 3×3 before
+    each and makes the extra maps separable. There are K + 1 outputs an anchor, background first, under both losses:
+    softmax over them, or one sigmoid each (as in the published TensorFlow weights).
+    """
+
+    def __init__(
+        self,
+        backbone: MobileNetV1,
+        *,
+        num_classes: int,
+        lite: bool = False,
+        padding: Padding = "symmetric",
+        bn_eps: float = 1e-3,
+        bn_momentum: float = 0.03,
+        anchor_scales: tuple[float, float] = (0.2, 0.95),
+        class_loss: Literal["softmax", "focal"] = "softmax",
+        box_loss: Literal["smooth_l1", "giou"] = "smooth_l1",
+        box_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.class_loss = class_loss
+        self.box_loss = box_loss
+        self.box_weight = box_weight
+        self.box_coder = BoxCoder()
+        self.anchors = AnchorGenerator(
+            num_maps=len(backbone.channels) + len(EXTRA_CHANNELS), scales=anchor_scales
+        )
+        self.normalize = PixelNormalization()
+        self.backbone = backbone
+        self.extras = nn.ModuleList()
+        norm = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        channels = list(backbone.channels)
+        for base_channels in EXTRA_CHANNELS:
+            inner, outer = (
+                scale_channels(base, backbone.alpha, minimum=MIN_EXTRA_CHANNELS)
+                for base in (base_channels // 2, base_channels)
+            )
+            self.extras.append(
+                ExtraMap(channels[-1], outer, inner_channels=inner, lite=lite, padding=padding, **norm)
+            )
+            channels.append(outer)
+        self.class_predictors, self.box_predictors = (
+            nn.ModuleList(
+                _predictor(width, per_cell * outputs, lite=lite, padding=padding, **norm)
+                for width, per_cell in zip(channels, self.anchors.num_per_cell, strict=True)
+            )
+            for outputs in (num_classes + 1, 4)
+        )
+        if class_loss == "focal":
+            self._start_from_background()
+
+    def forward(self, images: Tensor) -> Candidates:
+        """uint8 [B, 3, H, W] to boxes [B, A, 1, 4] and scores [B, A, K]."""
+        logits, deltas, anchors = self._predict(images)
+        probabilities = logits.softmax(dim=-1) if self.class_loss == "softmax" else logits.sigmoid()
+        boxes_xyxy = self.box_coder.decode(anchors, deltas)
+        return Candidates(boxes_xyxy.unsqueeze(2), probabilities[..., 1:])
+
+    def losses(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """`class` and `box` losses, each summed over anchors and divided by the number of matched ones."""
+        logits, deltas, anchors = self._predict(images)
+        matched = torch.stack([match_anchors(anchors, target) for target in targets])  # [B, A]
+        positive = matched >= 0
+        classes = torch.stack(
+            [_classes_of(row, target.labels) for row, target in zip(matched, targets, strict=True)]
+        )  # [B, A], 0 is background
+        true_boxes_xyxy = torch.cat(
+            [target.boxes_xyxy[row[row >= 0]] for row, target in zip(matched, targets, strict=True)]
+        )  # [P, 4]
+        class_loss = softmax_multibox_loss if self.class_loss == "softmax" else focal_loss
+        matched_anchors = anchors.expand(len(targets), -1, -1)[positive]  # [P, 4]
+        total = positive.sum().clamp(min=1)
+        return {
+            "class": class_loss(logits, classes, matched == IGNORED) / total,
+            "box": self.box_weight * self._box_loss(matched_anchors, deltas[positive], true_boxes_xyxy) / total,
+        }
+
+    def _box_loss(self, anchors: Tensor, deltas: Tensor, true_boxes_xyxy: Tensor) -> Tensor:
+        if self.box_loss == "giou":
+            return giou_loss(self.box_coder.decode(anchors, deltas), true_boxes_xyxy)
+        return smooth_l1_loss(deltas, self.box_coder.encode(anchors, true_boxes_xyxy))
+
+    def _predict(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, A, K + 1] and deltas [B, A, 4] in float32, whatever autocast did, and anchors [A, 4]."""
+        maps = self.backbone(self.normalize(images))
+        for extra in self.extras:
+            maps.append(extra(maps[-1]))
+        logits = _predict_maps(maps, self.class_predictors, self.num_classes + 1)
+        deltas = _predict_maps(maps, self.box_predictors, 4)
+        map_hws = [(features.shape[2], features.shape[3]) for features in maps]
+        anchors = torch.from_numpy(self.anchors(map_hws, (images.shape[2], images.shape[3])))
+        return logits, deltas, anchors.to(images.device)
+
+    def _start_from_background(self) -> None:
+        """Set the class biases so that every class starts at `FOCAL_PRIOR` and background at its complement."""
+        logit = math.log(FOCAL_PRIOR / (1 - FOCAL_PRIOR))
+        for predictor in self.class_predictors:
+            layer = predictor[-1] if isinstance(predictor, nn.Sequential) else predictor
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
+            with torch.no_grad():
+                biases = layer.bias.view(-1, self.num_classes + 1)
+                biases[:, 0] = -logit
+                biases[:, 1:] = logit
+
+
+def _predictor(
+    in_channels: int, outputs: int, *, lite: bool, padding: Padding, bn_eps: float, bn_momentum: float
+) -> nn.Module:
+    linear = nn.Conv2d(in_channels, outputs, 1)
+    nn.init.normal_(linear.weight, std=0.03)  # TensorFlow's value for SSD
+    nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+    if not lite:
+        return linear
+    depthwise = ConvBNReLU6(
+        in_channels,
+        in_channels,
+        kernel=3,
+        groups=in_channels,
+        padding=padding,
+        bn_eps=bn_eps,
+        bn_momentum=bn_momentum,
+    )
+    return nn.Sequential(depthwise, linear)
+
+
+def _predict_maps(maps: Sequence[Tensor], predictors: nn.ModuleList, outputs: int) -> Tensor:
+    """float32 [B, A, outputs], in the anchors' order: map after map, row-major, anchor fastest."""
+    rows = []
+    for features, predictor in zip(maps, predictors, strict=True):
+        raw = predictor(features)  # [B, S * outputs, h, w]
+        rows.append(raw.permute(0, 2, 3, 1).reshape(len(raw), -1, outputs))  # [B, h * w * S, outputs]
+    return torch.cat(rows, dim=1).float()
+
+
+def _classes_of(matched: Tensor, labels: Tensor) -> Tensor:
+    """Class column of each anchor [A]: label + 1 where it has a true box, 0 elsewhere."""
+    columns = torch.cat([labels + 1, labels.new_zeros(1)])  # the last entry answers for BACKGROUND and IGNORED
+    return columns[matched.clamp(min=-1)]

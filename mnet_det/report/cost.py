@@ -1,0 +1,183 @@
+"""What a network costs: multiply-adds and parameters, a layer at a time and by kind (the paper's Tables 1, 2, 4 to 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mnet_det.models.mobilenet_v1 import SeparableBlock
+
+NORM_AND_BIAS = "batch norm and biases"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights.
+
+    Attributes:
+        name: as in the state dict.
+        kind: such as "1x1 convolution", "3x3 depthwise convolution", "fully connected".
+        mult_adds: for one image; batch norm's vanish when it is folded, so they count as 0, as in the paper.
+        params: all that are learned in it, a bias included.
+        output: shape without the batch, such as (64, 112, 112).
+    """
+
+    name: str
+    kind: str
+    mult_adds: int
+    params: int
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All layers of a kind.
+
+    Attributes:
+        mult_adds: of one image.
+        params: weights alone; biases and batch norm are a kind of their own.
+        mult_adds_share: of all multiply-adds.
+        params_share: of all weights, as Table 2 counts; None for batch norm and biases, which it leaves out.
+    """
+
+    mult_adds: int
+    params: int
+    mult_adds_share: float
+    params_share: float | None
+
+
+@dataclass(frozen=True)
+class SeparableCost:
+    """A separable block against the full convolution it stands for.
+
+    Attributes:
+        name: of the block.
+        mult_adds: of its two layers.
+        full_mult_adds: of one full convolution with the same input and output.
+        formula: 1/N + 1/D_K², which the ratio equals (Howard et al. 2017, section 3.1).
+    """
+
+    name: str
+    mult_adds: int
+    full_mult_adds: int
+    formula: float
+
+    @property
+    def ratio(self) -> float:
+        """Part of the full convolution's cost."""
+        return self.mult_adds / self.full_mult_adds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A network's cost for one image."""
+
+    params: int
+    mult_adds: int
+    by_kind: dict[str, Kind]
+    layers: list[Layer]
+    separable_blocks: list[SeparableCost]
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `mnet-det info --json` promises, and the separable blocks."""
+        blocks = [asdict(block) | {"ratio": block.ratio} for block in self.separable_blocks]
+        return asdict(self) | {"separable_blocks": blocks}
+
+
+def count_cost(build: Callable[[], nn.Module], *, input_hw: tuple[int, int]) -> Cost:
+    """Count with torch's FlopCounterMode, on the meta device: nothing is computed and nothing allocated.
+
+    Args:
+        build: makes the network; it takes uint8 images [1, 3, H, W].
+        input_hw: the input's size.
+    """
+    with torch.device("meta"):
+        network = build().eval()
+        images = torch.zeros((1, 3, *input_hw), dtype=torch.uint8)
+    modules = {name: module for name, module in network.named_modules() if _has_own_params(module)}
+    outputs: dict[str, tuple[int, ...]] = {}
+    hooks = [module.register_forward_hook(_note_output(outputs, name)) for name, module in modules.items()]
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    root = type(network).__name__
+    flops = counter.get_flop_counts()
+    layers = [
+        Layer(
+            name=name,
+            kind=_kind(modules[name]),
+            mult_adds=sum(flops.get(f"{root}.{name}", {}).values()) // 2,  # a multiply-add is two operations
+            params=sum(parameter.numel() for parameter in modules[name].parameters()),
+            output=output,
+        )
+        for name, output in outputs.items()  # in the order of the forward pass
+    ]
+    return Cost(
+        params=sum(parameter.numel() for parameter in network.parameters()),
+        mult_adds=counter.get_total_flops() // 2,
+        by_kind=_by_kind(layers, modules),
+        layers=layers,
+        separable_blocks=_separable_costs(network, {layer.name: layer for layer in layers}),
+    )
+
+
+def _has_own_params(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
+
+
+def _note_output(outputs: dict[str, tuple[int, ...]], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        outputs[name] = tuple(output.shape[1:])
+
+    return note
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Conv2d):
+        depthwise = "depthwise " if module.groups > 1 else ""
+        return f"{module.kernel_size[0]}x{module.kernel_size[1]} {depthwise}convolution"
+    return "fully connected" if isinstance(module, nn.Linear) else "batch norm"
+
+
+def _by_kind(layers: list[Layer], modules: dict[str, nn.Module]) -> dict[str, Kind]:
+    mult_adds: dict[str, int] = {}
+    weights: dict[str, int] = {}
+    others = 0
+    for layer in layers:
+        module = modules[layer.name]
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            others += layer.params
+            continue
+        mult_adds[layer.kind] = mult_adds.get(layer.kind, 0) + layer.mult_adds
+        weights[layer.kind] = weights.get(layer.kind, 0) + module.weight.numel()
+        others += layer.params - module.weight.numel()
+    all_mult_adds, all_weights = sum(mult_adds.values()), sum(weights.values())
+    kinds = {
+        kind: Kind(
+            mult_adds[kind], weights[kind], mult_adds[kind] / all_mult_adds, weights[kind] / all_weights
+        )
+        for kind in sorted(mult_adds, key=lambda kind: -mult_adds[kind])
+    }
+    return kinds | {NORM_AND_BIAS: Kind(0, others, 0.0, None)}
+
+
+def _separable_costs(network: nn.Module, layers: dict[str, Layer]) -> list[SeparableCost]:
+    costs = []
+    for name, module in network.named_modules():
+        if isinstance(module, SeparableBlock):
+            parts = [layers[f"{name}.{part}.conv"] for part in ("depthwise", "pointwise")]
+            depthwise, pointwise = module.depthwise.conv, module.pointwise.conv
+            outputs, height, width = parts[1].output
+            kernel = depthwise.kernel_size[0]
+            full = kernel**2 * pointwise.in_channels * outputs * height * width
+            costs.append(
+                SeparableCost(name, sum(part.mult_adds for part in parts), full, 1 / outputs + 1 / kernel**2)
+            )
+    return costs

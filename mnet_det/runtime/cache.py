@@ -1,0 +1,83 @@
+"""The user's cache: exported files and compiled models, made once and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mnet_det import __version__
+from mnet_det.errors import CheckpointError, MissingPackageError
+
+EXPORTED_SUFFIXES = (".onnx", ".xml")
+CONVERTED_SUFFIXES = (".pt", ".tflite")
+"""Forms that only the torch side reads; the runtime gets them through `mnet-det export`."""
+
+
+def cache_folder() -> Path:
+    """Where this user's caches lie; `MNET_DET_CACHE` names another folder."""
+    chosen = os.environ.get("MNET_DET_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mnet-det"
+
+
+def exported(path: Path) -> Path:
+    """The file a runtime can load: the path itself, or its export in the user's cache, made at the first call.
+
+    The export is keyed by the content and our version. It is made by a child process, so that torch never enters this
+    one.
+
+    Raises:
+        CheckpointError: no such file, an unknown kind of file, no room for the export, or it failed.
+        MissingPackageError: an export is needed and torch is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in EXPORTED_SUFFIXES + CONVERTED_SUFFIXES:
+        known = ", ".join(EXPORTED_SUFFIXES + CONVERTED_SUFFIXES)
+        raise CheckpointError(f"{path}: not a kind of model file we know; known: {known}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such model file")
+    if suffix in EXPORTED_SUFFIXES:
+        return path
+    cached = cache_folder() / "exported" / f"{_key(path)}.onnx"
+    if not cached.is_file():
+        _export(path, cached)
+    return cached
+
+
+def _key(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(__version__.encode())
+    return digest.hexdigest()
+
+
+def _export(path: Path, cached: Path) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackageError(
+            f"{path}: converting it for the runtime needs torch, once: pip install 'mnet-det[train]' "
+            "(an exported .onnx file needs no torch)"
+        )
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{cached.parent}: cannot be made ({error.strerror}); set MNET_DET_CACHE to a folder that can be written"
+        ) from None
+    print(f"converting {path} once, into {cached}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "mnet_det", "export", str(path), "--format", "onnx", "--out", str(cached)]
+    child = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if child.returncode or not cached.is_file():
+        lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("error: ") if lines else f"no message, exit status {child.returncode}"
+        raise CheckpointError(f"{path}: cannot be converted: {reason}")

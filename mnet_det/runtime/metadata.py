@@ -1,0 +1,74 @@
+"""What an exported model says about itself, so that nothing is needed beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from mnet_det.errors import CheckpointError
+from mnet_det.preprocess import ResizeMode
+
+METADATA_KEY = "mnet_det"
+"""The one key of an ONNX file's `metadata_props` (OpenVINO: `rt_info/framework`) that holds the JSON."""
+
+
+class ModelMetadata(BaseModel):
+    """One exported model. Keys it does not know are ignored, so that files of later versions still load.
+
+    Attributes:
+        class_names: K names; labels index them.
+        category_ids: the data's own ids, in the order of `class_names`.
+        input_hw: height and width of the network's input, pixels.
+        score, nms, pre_nms, max_detections: the thresholds it was scored with, as in `EvalConfig`.
+        mult_adds, params: of the whole detector for one image, where known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    head: str
+    backbone: str
+    alpha: float
+    rho: float
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    input_hw: tuple[int, int]
+    resize: ResizeMode
+    score: float
+    nms: float
+    pre_nms: int
+    max_detections: int
+    mult_adds: int | None = None
+    params: int | None = None
+
+    @model_validator(mode="after")
+    def _classes_have_ids(self) -> ModelMetadata:
+        if len(self.class_names) != len(self.category_ids):
+            raise ValueError(f"{len(self.class_names)} class_names but {len(self.category_ids)} category_ids")
+        return self
+
+    def to_json(self) -> str:
+        """The text to store under `METADATA_KEY`."""
+        return self.model_dump_json()
+
+
+def parse_metadata(text: str | None, *, source: Path) -> ModelMetadata:
+    """Read the text stored under `METADATA_KEY`; None means that the key is missing.
+
+    Raises:
+        CheckpointError: the model carries no metadata, or not of this kind.
+    """
+    if text is None:
+        raise CheckpointError(
+            f"{source}: the model does not say what its classes and input are; expected a file written by "
+            f"`mnet-det export` (metadata key '{METADATA_KEY}')"
+        )
+    try:
+        return ModelMetadata.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in fault["loc"]) or "all of it"
+        raise CheckpointError(
+            f"{source}: damaged metadata ({place}: {fault['msg']}); export the model again with `mnet-det export`"
+        ) from None

@@ -1,0 +1,140 @@
+"""The front door of the runtime: RGB pixels in, detections in the same pixels out."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mnet_det.errors import ConfigError
+from mnet_det.preprocess import Preprocessor
+from mnet_det.runtime.backends import Backend, ONNXRuntimeBackend, OpenVINOBackend
+from mnet_det.runtime.cache import exported
+from mnet_det.runtime.metadata import ModelMetadata
+from mnet_det.runtime.postprocess import Thresholds, postprocess
+from mnet_det.structures import Detections, Image
+
+RUNTIMES = ("auto", "openvino", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long each stage of one prediction took."""
+
+    preprocess_ms: float
+    network_ms: float
+    postprocess_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """From original pixels to detections."""
+        return self.preprocess_ms + self.network_ms + self.postprocess_ms
+
+
+class Predictor:
+    """A backend between the way into network pixels and the way back."""
+
+    def __init__(self, backend: Backend, *, thresholds: Thresholds | None = None) -> None:
+        """Wrap a backend; `thresholds` are the model's own (those it was scored with) unless given."""
+        self.backend = backend
+        self.thresholds = thresholds or Thresholds.of(backend.metadata)
+        self._preprocess = Preprocessor(backend.metadata.input_hw, mode=backend.metadata.resize)
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the model says about itself."""
+        return self.backend.metadata
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names that labels index."""
+        return self.metadata.class_names
+
+    @property
+    def runtime(self) -> str:
+        """Name of the engine."""
+        return self.backend.name
+
+    @property
+    def threads(self) -> int:
+        """How many threads the engine computes with."""
+        return self.backend.threads
+
+    def __call__(self, image: Image, *, score: float | None = None) -> Detections:
+        """Detect in one image.
+
+        Args:
+            image: RGB uint8 [H, W, 3].
+            score: the least probability, for this call alone.
+
+        Returns:
+            Detections in the image's own pixels.
+        """
+        return self.timed(image, score=score)[0]
+
+    def timed(self, image: Image, *, score: float | None = None) -> tuple[Detections, Times]:
+        """Detect in one image as `predictor(image)` does, and say how long each stage took."""
+        started = time.perf_counter()
+        pixels, resize = self._preprocess(_checked(image))
+        preprocessed = time.perf_counter()
+        candidates = self.backend.candidates(pixels[None])
+        computed = time.perf_counter()
+        detections = postprocess(candidates.boxes_xyxy[0], candidates.scores[0], self._thresholds_for(score))
+        detections = resize.undo(detections)
+        finished = time.perf_counter()
+        stamps = (started, preprocessed, computed, finished)
+        times = Times(*((end - start) * 1000 for start, end in itertools.pairwise(stamps)))
+        return detections, times
+
+    def batch(self, images: Sequence[Image]) -> list[Detections]:
+        """Detect in several images of any sizes, each in its own pixels."""
+        if not images:
+            return []
+        pixels, resizes = zip(*(self._preprocess(_checked(image)) for image in images), strict=True)
+        found = self.backend(np.stack(pixels), self.thresholds)
+        return [resize.undo(detections) for resize, detections in zip(resizes, found, strict=True)]
+
+    def _thresholds_for(self, score: float | None) -> Thresholds:
+        return self.thresholds if score is None else replace(self.thresholds, score=score)
+
+
+def load_predictor(
+    path: str | Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None
+) -> Predictor:
+    """Load a model file: `.onnx`, OpenVINO `.xml`, or a `.pt` checkpoint (exported once, into the user's cache).
+
+    Args:
+        path: the model file.
+        runtime: "openvino", "onnxruntime", or "auto", which is OpenVINO.
+        threads: how many to compute with; physical cores unless given.
+        score: the least probability; unless given, the one the model was scored with, which suits AP. Use about 0.5
+            to show the result to a person.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind.
+        ConfigError: no such runtime, or less than one thread.
+        MissingPackageError: a package that this file or runtime needs is not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"runtime: got {runtime!r}, expected one of {', '.join(RUNTIMES)}")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: got {threads}, expected 1 or more")
+    file = exported(Path(path))
+    backend: Backend
+    if runtime == "onnxruntime":
+        backend = ONNXRuntimeBackend(file, threads=threads)
+    else:
+        backend = OpenVINOBackend(file, threads=threads)
+    thresholds = Thresholds.of(backend.metadata)
+    return Predictor(backend, thresholds=thresholds if score is None else replace(thresholds, score=score))
+
+
+def _checked(image: Image) -> Image:
+    shape, kind = getattr(image, "shape", None), getattr(image, "dtype", type(image).__name__)
+    if kind != np.uint8 or shape is None or len(shape) != 3 or shape[2] != 3 or not all(shape):
+        raise ValueError(f"expected an RGB image, uint8 [H, W, 3]; got {kind} {shape}")
+    return image

@@ -1,0 +1,131 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnet_det.errors import CheckpointError, MissingPackageError
+from mnet_det.runtime import cache
+from mnet_det.runtime.cache import cache_folder, exported
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stand in for the child process: write the word "model" where it should export to, and note the command."""
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        seen.append(command)
+        Path(command[-1]).write_text("model")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(cache.subprocess, "run", run)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/x"}, Path("/x/mnet-det")),
+        ("linux", {}, Path.home() / ".cache" / "mnet-det"),
+        ("darwin", {"XDG_CACHE_HOME": "/x"}, Path.home() / "Library" / "Caches" / "mnet-det"),
+        ("win32", {"LOCALAPPDATA": "/local"}, Path("/local/mnet-det")),
+        ("win32", {}, Path.home() / "AppData" / "Local" / "mnet-det"),
+        ("win32", {"LOCALAPPDATA": "/local", "MNET_DET_CACHE": "/mine"}, Path("/mine")),
+    ],
+)
+def test_the_cache_lies_where_the_system_keeps_caches(
+    platform: str, variables: dict[str, str], expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MNET_DET_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert cache_folder() == expected
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.ONNX", "a.xml"])
+def test_an_exported_file_is_used_as_it_is(name: str, tmp_path: Path, commands: list[list[str]]) -> None:
+    path = tmp_path / name
+    path.touch()
+    assert exported(path) == path
+    assert commands == []
+
+
+def test_a_checkpoint_is_exported_once(
+    tmp_path: Path, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, copy = tmp_path / "best.pt", tmp_path / "copy.pt"
+    path.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    first = exported(path)
+    assert capsys.readouterr().err == f"converting {path} once, into {first}\n"
+    assert exported(path) == exported(copy) == first
+    assert first.parent == tmp_path / "cache" / "exported"
+    expected = ["-m", "mnet_det", "export", str(path), "--format", "onnx", "--out", str(first)]
+    assert commands == [[sys.executable, *expected]]
+    assert capsys.readouterr().err == ""
+
+
+def test_other_weights_and_other_versions_are_other_exports(
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "best.pt"
+    path.write_bytes(b"weights")
+    first = exported(path)
+    path.write_bytes(b"other weights")
+    second = exported(path)
+    monkeypatch.setattr(cache, "__version__", "9.9.9")
+    assert len({first, second, exported(path)}) == len(commands) == 3
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        ("working\nerror: best.pt: damaged\n\n", "best.pt: cannot be converted: best.pt: damaged$"),
+        ("", "cannot be converted: no message, exit status 1"),
+    ],
+    ids=["the child explains", "the child is silent"],
+)
+def test_a_failed_export_carries_its_last_line(
+    stderr: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", stderr)
+
+    monkeypatch.setattr(cache.subprocess, "run", fail)
+    path = tmp_path / "best.pt"
+    path.touch()
+    with pytest.raises(CheckpointError, match=message):
+        exported(path)
+
+
+def test_without_torch_the_message_gives_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.pt"
+    path.touch()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'mnet-det\[train\]'"):
+        exported(path)
+
+
+def test_a_cache_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.pt"
+    path.touch()
+    monkeypatch.setenv("MNET_DET_CACHE", str(path / "cache"))
+    with pytest.raises(CheckpointError, match=r"exported: cannot be made .* set MNET_DET_CACHE to a folder"):
+        exported(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.h5", r"a\.h5: not a kind of model file we know; known: \.onnx, \.xml, \.pt, \.tflite"),
+        ("none.pt", r"none\.pt: no such model file"),
+        ("none.onnx", r"none\.onnx: no such model file"),
+    ],
+)
+def test_a_file_that_cannot_be_a_model_is_explained(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        exported(tmp_path / name)

@@ -1,0 +1,36 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mnet_det.errors import CheckpointError
+from mnet_det.runtime.metadata import ModelMetadata, parse_metadata
+
+
+def test_metadata_survives_the_round_trip(metadata: ModelMetadata) -> None:
+    assert parse_metadata(metadata.to_json(), source=Path("a.onnx")) == metadata
+
+
+def test_keys_of_later_versions_are_ignored(metadata: ModelMetadata) -> None:
+    later = json.loads(metadata.to_json()) | {"keypoints": 17}
+    assert parse_metadata(json.dumps(later), source=Path("a.onnx")) == metadata
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "a.onnx: the model does not say .* expected a file written by `mnet-det export`"),
+        ("{", "a.onnx: damaged metadata .*export the model again"),
+        ("{}", r"a.onnx: damaged metadata \(name: Field required\)"),
+    ],
+    ids=["missing", "not JSON", "incomplete"],
+)
+def test_metadata_that_cannot_be_used_is_explained(text: str | None, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        parse_metadata(text, source=Path("a.onnx"))
+
+
+def test_each_class_needs_its_category_id(metadata: ModelMetadata) -> None:
+    text = json.dumps(json.loads(metadata.to_json()) | {"category_ids": [17]})
+    with pytest.raises(CheckpointError, match="2 class_names but 1 category_ids"):
+        parse_metadata(text, source=Path("a.onnx"))
