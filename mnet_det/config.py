@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mnet_det.errors import ConfigError
 
@@ -25,6 +25,11 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _off(value: Any) -> Any:
+    """Take a bare `off` for the word; YAML reads it as false."""
+    return "off" if value is False else value
+
+
 Float = Annotated[float, BeforeValidator(_number)]
 Int = Annotated[int, BeforeValidator(_number)]
 PositiveFloat = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
@@ -32,6 +37,8 @@ NotNegativeFloat = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 PositiveInt = Annotated[Int, Field(ge=1)]
 NotNegativeInt = Annotated[Int, Field(ge=0)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path in which `~` is the home folder; no shell expands it inside `data.root=~/coco`."""
 
 
 class _Section(BaseModel):
@@ -47,7 +54,7 @@ class ModelConfig(_Section):
     rho: PositiveFloat = 1.0
     base_hw: tuple[PositiveInt, PositiveInt] = (300, 300)
     resize: Literal["stretch", "letterbox"] = "stretch"
-    init: str | None = Field(None, description="a checkpoint whose fitting tensors start the training")
+    init: UserPath | None = Field(default=None, description="a checkpoint whose fitting tensors start the training")
     padding: Literal["symmetric", "same"] = "symmetric"
     separable: bool = True
     shallow: bool = False
@@ -79,14 +86,14 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Where the images are. `root` is a folder laid out like COCO; the four paths override its parts."""
 
-    root: Path | None = None
-    train_images: Path | None = None
-    train_annotations: Path | None = None
-    val_images: Path | None = None
-    val_annotations: Path | None = None
+    root: UserPath | None = None
+    train_images: UserPath | None = None
+    train_annotations: UserPath | None = None
+    val_images: UserPath | None = None
+    val_annotations: UserPath | None = None
     augment: Literal["none", "flip", "ssd", "ssdlite"] = "ssd"
     workers: NotNegativeInt = 2
-    classes: tuple[str, ...] | None = Field(None, description="a subset by name")
+    classes: tuple[str, ...] | None = Field(default=None, description="a subset by name")
 
     def images(self, split: Literal["train", "val"]) -> Path:
         """Folder of a split's images.
@@ -129,12 +136,14 @@ class TrainConfig(_Section):
     step_epochs: tuple[PositiveInt, ...] = ()
     step_factor: PositiveFloat = 0.1
     warmup_epochs: NotNegativeFloat = 1.0
-    clip_norm: NotNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 for none")
+    clip_norm: NotNegativeFloat = Field(default=10.0, description="largest norm of the gradient; 0 for none")
     ema: Annotated[Float, Field(ge=0, lt=1)] = 0.9998
-    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], BeforeValidator(_off)] = "auto"
     seed: NotNegativeInt = 0
     device: str = "auto"
-    eval_every: PositiveInt = Field(5, description="epochs between validations; the last epoch is always scored")
+    eval_every: PositiveInt = Field(
+        default=5, description="epochs between validations; the last epoch is always scored"
+    )
 
     @model_validator(mode="after")
     def _steps_lie_inside(self) -> TrainConfig:

@@ -5,6 +5,7 @@ Grey, alpha and 16-bit files become 8-bit RGB. EXIF rotation is applied only whe
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 
 from mnet_det.errors import DataError
+from mnet_det.files import whole_file
 from mnet_det.structures import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -49,10 +51,11 @@ def read_image(path: Path, *, size_hw: tuple[int, int] | None = None) -> Image:
 
 
 def write_image(path: Path, image: Image) -> None:
-    """Write RGB uint8 [H, W, 3] in the format of the path's suffix, under a temporary name first.
+    """Write RGB uint8 [H, W, 3] in the format of the path's suffix.
 
     Raises:
-        DataError: the format is unknown or the file cannot be written.
+        DataError: the format is unknown.
+        MnetDetError: the file cannot be written.
     """
     try:
         done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -60,14 +63,8 @@ def write_image(path: Path, image: Image) -> None:
         done = False
     if not done:
         raise DataError(f"{path}: cannot write this kind of image; known: {', '.join(sorted(SUFFIXES))}")
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         temporary.write_bytes(data.tobytes())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ Image = NDArray[np.uint8]
 """RGB pixels, uint8 [H, W, 3]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Detections:
     """What a detector found in one image, best score first.
 

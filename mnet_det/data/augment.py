@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,8 +56,7 @@ class Augment:
             _PRESETS[preset]() or [A.NoOp()],
             bbox_params=A.BboxParams(
                 format="pascal_voc",
-                label_fields=["labels", "crowd"],
-                min_visibility=MIN_VISIBLE,
+                label_fields=["rows"],
                 clip=True,
                 filter_invalid_bboxes=True,
             ),
@@ -64,23 +64,34 @@ class Augment:
 
     def __call__(self, image: Image, truth: Truth, *, seed: int) -> Sample:
         """Augment RGB uint8 [H, W, 3] and its boxes; the same seed gives the same sample."""
-        self._pipeline.set_random_seed(seed)
+        # One stream for all steps: `set_random_seed` would give each its own copy, and so the same coin to every step.
+        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         changed: dict[str, Any] = self._pipeline(
-            image=image, bboxes=truth.boxes_xyxy, labels=truth.labels, crowd=truth.crowd.astype(np.int64)
+            image=image, bboxes=truth.boxes_xyxy, rows=np.arange(len(truth.labels))
         )
         image = changed["image"]
         resize = plan_resize((image.shape[0], image.shape[1]), self.network_hw, self.mode)
-        boxes_xyxy = resize.apply(np.asarray(changed["bboxes"], np.float32).reshape(-1, 4))
+        left_xyxy = np.asarray(changed["bboxes"], np.float32).reshape(-1, 4)
+        boxes_xyxy = resize.apply(left_xyxy)
+        rows = np.asarray(changed["rows"]).astype(np.int64)  # of `truth`, for each box that is left
+        # Albumentations' own threshold would drop crowds too, and what is left of a crowd is still not background.
+        visible = _areas(left_xyxy) >= MIN_VISIBLE * _areas(truth.boxes_xyxy[rows])
         large = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= MIN_SIDE_PX).all(axis=1)
-        labels = np.asarray(changed["labels"]).astype(np.int64)
-        crowd = np.asarray(changed["crowd"]).astype(bool)
+        crowd = truth.crowd[rows]
+        kept = visible & large & ~crowd
         return Sample(
             image=np.ascontiguousarray(resize_pixels(image, resize).transpose(2, 0, 1)),
-            boxes_xyxy=boxes_xyxy[large & ~crowd],
-            labels=labels[large & ~crowd],
+            boxes_xyxy=boxes_xyxy[kept],
+            labels=truth.labels[rows[kept]],
             ignored_xyxy=boxes_xyxy[crowd],
             valid_hw=resize.valid_hw,
         )
+
+
+def _areas(boxes_xyxy: FloatArray) -> FloatArray:
+    """Areas [N] of boxes [N, 4]; no preset scales pixels, so they compare before and after."""
+    areas: FloatArray = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
+    return areas
 
 
 def _flip() -> list[Any]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,14 @@ class CocoData:
         return Truth(self._boxes_xyxy[here], self._labels[here], self._crowd[here])
 
     def head(self, count: int) -> CocoData:
-        """The first `count` images that have boxes."""
+        """The first `count` images that have boxes.
+
+        Raises:
+            DataError: no image has any.
+        """
         wanted = np.flatnonzero(np.diff(self._starts) > 0)[:count]
+        if not len(wanted):
+            raise DataError(f"{self.folder}: none of its {len(self)} images has a box")
         rows = np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in wanted]).astype(np.int64)
         lengths = np.diff(self._starts)[wanted]
         return CocoData(
@@ -177,8 +184,11 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         _check_entries(path, key, content.get(key), fields)
     if not content["images"] or not content["categories"]:
         raise DataError(f"{path}: has {len(content['images'])} images and {len(content['categories'])} categories")
+    for number, image in enumerate(content["images"]):
+        if image["height"] < 1 or image["width"] < 1:
+            raise DataError(f"{path}: images[{number}]: {image['width']}x{image['height']} pixels is not a size")
     for key in _REQUIRED:
-        _check_unique(path, key, [entry["id"] for entry in content[key] if "id" in entry])
+        _check_unique(path, key, [entry["id"] for entry in content[key] if entry.get("id") is not None])
     _check_unique(path, "categories' names", [category["name"] for category in content["categories"]])
     known = {key: {entry["id"] for entry in content[key]} for key in ("images", "categories")}
     for number, annotation in enumerate(content["annotations"]):
@@ -189,9 +199,10 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         box = annotation["bbox"]
         if len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
             raise DataError(f"{place}: bbox {box} is not four finite numbers x, y, width, height")
-        annotation.setdefault("id", number + 1)  # COCOeval takes 0 for "no match"
-        annotation.setdefault("area", box[2] * box[3])
-        annotation.setdefault("iscrowd", 0)
+        annotation["id"] = number + 1  # COCOeval takes 0 for "no match", and boxes of one id for one box
+        if annotation.get("area") is None:
+            annotation["area"] = box[2] * box[3]
+        annotation["iscrowd"] = annotation.get("iscrowd") or 0
     return content
 
 
@@ -228,9 +239,18 @@ def to_results(
 
 _REQUIRED: dict[str, dict[str, Any]] = {
     "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
+    "annotations": {
+        "image_id": int,
+        "category_id": int,
+        "bbox": list,
+        "id": (int, NoneType),
+        "area": (int, float, NoneType),
+        "iscrowd": (int, NoneType),
+    },
     "categories": {"id": int, "name": str},
 }
+"""Kinds of the fields that are read; those that may be missing are allowed to be null."""
+_KIND_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", NoneType: "nothing"}
 
 
 def _read_json(path: Path) -> Any:
@@ -257,7 +277,7 @@ def _check_entries(path: Path, key: str, entries: Any, fields: dict[str, Any]) -
 
 def _kind_name(kind: Any) -> str:
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join({int: "an integer", float: "a number", str: "text", list: "a list"}[k] for k in kinds)
+    return " or ".join(_KIND_NAMES[kind] for kind in kinds)
 
 
 def _check_unique(path: Path, what: str, values: list[Any]) -> None:

@@ -42,7 +42,8 @@ class TrainingSamples(Dataset[tuple[int, Sample]]):
         try:
             sample = self._augment(image, truth, seed=seed)
         except (ValueError, cv2.error) as error:
-            raise DataError(f"{self._data.path(index)}: cannot be augmented ({error})") from error
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self._data.path(index)}: cannot be augmented ({reason})") from error
         return int(self._data.image_ids[index]), sample
 
 
@@ -86,6 +87,22 @@ class ScoringBatches(Sampler[list[Draw]]):
             yield [(0, index) for index in range(start, min(start + self._batch_size, self._num_images))]
 
 
+class Batches(DataLoader[Batch]):
+    """torch's loader, but a fault in a worker stays the one line it is."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator class
+        """Batches, one after another.
+
+        Raises:
+            DataError: an image cannot be used; the message names the file.
+        """
+        try:
+            yield from super().__iter__()
+        except DataError as error:  # from a worker, its text is a whole traceback
+            message = str(error).strip().rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]
+            raise DataError(message) from error
+
+
 def make_loader(
     data: CocoData,
     batches: Sampler[list[Draw]],
@@ -96,10 +113,10 @@ def make_loader(
     seed: int,
     workers: int,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> Batches:
     """Batches of `data` in the order of `batches`."""
     samples = TrainingSamples(data, Augment(preset, network_hw=network_hw, mode=mode), seed=seed)
-    return DataLoader(
+    return Batches(
         samples,  # type: ignore[arg-type]  # collate turns the samples into a Batch
         batch_sampler=batches,
         num_workers=workers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mnet_det.config import Config, parse_config
 from mnet_det.errors import CheckpointError, ConfigError
+from mnet_det.files import whole_file
 from mnet_det.models import build_detector
 from mnet_det.models.detector import Detector
 
@@ -45,10 +45,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write under a temporary name, then rename, so that `path` is always whole.
+    """Write a checkpoint; `path` is always whole.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written; what was at `path` is still there.
+        MnetDetError: the disk is full or the folder cannot be written; what was at `path` is still there.
     """
     content = {
         "mnet_det": FORMAT,
@@ -58,13 +58,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "weights": checkpoint.weights,
         "training": checkpoint.training,
     }
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error}); is the disk full?") from error
+    with whole_file(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

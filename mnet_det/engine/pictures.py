@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mnet_det.config import Config
+from mnet_det.data import open_data
+from mnet_det.data.augment import Augment
 from mnet_det.data.coco import CocoData
+from mnet_det.data.loader import TrainingSamples, collate
 from mnet_det.draw import draw_boxes, draw_detections, make_grid
 from mnet_det.preprocess import plan_resize, resize_pixels
 from mnet_det.runtime.predictor import Predictor
@@ -39,6 +43,15 @@ def picture_predictions(predictor: Predictor, data: CocoData, *, count: int = MA
         resize = plan_resize((picture.shape[0], picture.shape[1]), CELL_HW, "letterbox")
         cells.append(resize_pixels(picture, resize))
     return make_grid(cells, columns=_columns(len(cells)))
+
+
+def browse_samples(config: Config) -> Image:
+    """A grid of training samples as `data.augment` makes them, each image twice to show what changes."""
+    data = open_data(config.data, "train")
+    augment = Augment(config.data.augment, network_hw=config.model.input_hw, mode=config.model.resize)
+    samples = TrainingSamples(data, augment, seed=config.train.seed)
+    shown = min(MAX_PICTURES // 2, len(data))
+    return picture_batch(collate([samples[epoch, index] for index in range(shown) for epoch in range(2)]), data.class_names)
 
 
 def _columns(cells: int) -> int:

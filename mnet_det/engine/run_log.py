@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from torch.utils.tensorboard.writer import SummaryWriter
+
+from mnet_det.files import whole_file
 
 Row = dict[str, float | None]
 
@@ -34,12 +35,10 @@ class RunLog:
         """Add the numbers of one epoch (counted from 1); None leaves the cell empty."""
         self._rows.append({"epoch": str(epoch)} | {k: "" if v is None else f"{v:.6g}" for k, v in row.items()})
         columns = list(dict.fromkeys(name for written in self._rows for name in written))
-        temporary = self._path.with_name(f"{self._path.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(temporary, self._path)
         for name, value in row.items():
             if value is not None:
                 self._curves.add_scalar(name, value, epoch)

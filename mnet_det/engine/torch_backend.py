@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +13,13 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnet_det.config import Config
+from mnet_det.engine.checkpoint import load_checkpoint
 from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNReLU6
 from mnet_det.runtime.backends import Backend
 from mnet_det.runtime.metadata import ModelMetadata
+from mnet_det.runtime.postprocess import Thresholds
+from mnet_det.runtime.predictor import Predictor
 from mnet_det.structures import Candidates
 
 
@@ -36,6 +41,29 @@ class TorchBackend(Backend):
         with torch.inference_mode():
             found = self.detector(torch.from_numpy(images).to(self._device))
         return Candidates(*(tensor.float().cpu().numpy() for tensor in found))
+
+
+def load_torch_predictor(path: Path, *, threads: int | None = None, score: float | None = None) -> Predictor:
+    """A checkpoint on torch itself: batch norm folded, channels last.
+
+    Args:
+        path: the checkpoint.
+        threads: how many to compute with; torch's own choice unless given.
+        score: the least probability; unless given, the one the model was scored with.
+
+    Raises:
+        CheckpointError: not a checkpoint.
+    """
+    checkpoint = load_checkpoint(path)
+    metadata = describe(
+        checkpoint.config,
+        name=path.parent.name or path.stem,
+        class_names=checkpoint.class_names,
+        category_ids=checkpoint.category_ids,
+    )
+    backend = TorchBackend(fuse(checkpoint.build()), metadata, threads=threads)
+    thresholds = Thresholds.of(metadata)
+    return Predictor(backend, thresholds=thresholds if score is None else replace(thresholds, score=score))
 
 
 def describe(
@@ -61,7 +89,7 @@ def describe(
 
 def fuse(detector: Detector) -> Detector:
     """A copy in eval mode with every batch norm folded into its convolution; the outputs stay the same."""
-    fused = copy.deepcopy(detector).eval()
+    fused: Detector = copy.deepcopy(detector).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in fused.modules():
         if isinstance(module, ConvBNReLU6):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mnet_det.engine.run_log import Row, RunLog
 from mnet_det.engine.state import State, restore_state, save_state, start_state
 from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
 from mnet_det.errors import ConfigError, MnetDetError
+from mnet_det.files import write_text
 from mnet_det.images import write_image
 from mnet_det.runtime.predictor import Predictor
 from mnet_det.structures import Batch
@@ -83,12 +83,12 @@ def train(
     if resume is not None:
         restore_state(state, resume, config, data)
     elif config.model.init is not None:
-        copied, total = load_fitting(state.detector, Path(config.model.init))
+        copied, total = load_fitting(state.detector, config.model.init)
         console.print(f"{config.model.init}: {copied} of {total} tensors loaded")
     if state.epoch >= config.train.epochs:
         raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
     out.mkdir(parents=True, exist_ok=True)
-    _write_text(out / "config.yaml", config.to_yaml())
+    write_text(out / "config.yaml", config.to_yaml())
     console.print(_header(config, data, val_data, device), highlight=False)
 
     with RunLog(out, first_epoch=state.epoch) as log:
@@ -307,9 +307,3 @@ def _epoch_line(epoch: int, epochs: int, row: Row) -> str:
         ap, ap50 = ("n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("AP", "AP50"))
         line += f"; validation loss {row['val_loss']:.3f}, AP {ap}, AP50 {ap50}"
     return line
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

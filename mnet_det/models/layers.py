@@ -58,8 +58,9 @@ class ConvBNReLU6(nn.Sequential):
         )
         self.bn = nn.BatchNorm2d(out_channels, eps=bn_eps, momentum=bn_momentum)
         self.act = nn.ReLU6()
-        # Batch norm makes the scale irrelevant to the output; He's keeps the first gradients even.
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        # He's initialisation over fan-in. Fan-out would count all channels of a depthwise convolution, though each filter
+        # sees one, and leave its output so small that batch norm's epsilon of 1e-3 swallows it.
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_in", nonlinearity="relu")
 
 
 class PixelNormalization(nn.Module):

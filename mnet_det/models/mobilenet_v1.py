@@ -133,13 +133,11 @@ class MobileNetV1(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] to one map [B, channels, ~H/stride, ~W/stride] per tap."""
-        maps = []
+        maps = {}
         features = self.stem(images)
         for name, block in self.blocks.items():
-            features = block(features)
-            if name in self._tapped:
-                maps.append(features)
-        return maps
+            maps[name] = features = block(features)
+        return [maps[name] for name in self._tapped]
 
 
 class MobileNetV1Classifier(nn.Module):

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mnet_det.cache import cache_folder
 from mnet_det.errors import CheckpointError, MissingPackageError
-from mnet_det.runtime.cache import cache_folder
 from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from mnet_det.runtime.postprocess import Thresholds, postprocess
 from mnet_det.structures import Candidates, Detections

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 import cv2
 import numpy as np
 
+from mnet_det.doctor import cpu_name
 from mnet_det.runtime.predictor import Predictor, Times
 from mnet_det.structures import Image
 
@@ -78,7 +76,7 @@ def benchmark(
 def machine() -> dict[str, str | int]:
     """What the numbers were measured on: CPU, system, and the versions that matter."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "logical_cores": os.cpu_count() or 1,
         "os": platform.platform(),
         "python": platform.python_version(),
@@ -100,18 +98,3 @@ def _row(name: str, predictor: Predictor, times: Sequence[Times]) -> BenchmarkRo
         postprocess_ms=StageSummary.of([taken.postprocess_ms for taken in times]),
         total_ms=StageSummary.of([taken.total_ms for taken in times]),
     )
-
-
-def _cpu_model() -> str:
-    """The CPU's own name where the system tells it, else its architecture."""
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        if answer:
-            return answer
-    return platform.processor() or platform.machine()

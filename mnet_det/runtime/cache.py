@@ -1,34 +1,21 @@
-"""The user's cache: exported files and compiled models, made once and found again."""
+"""Model files that need converting: exported into the user's cache once, and found again."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from mnet_det import __version__
+from mnet_det.cache import cache_folder
+from mnet_det.doctor import install_line
 from mnet_det.errors import CheckpointError, MissingPackageError
 
 EXPORTED_SUFFIXES = (".onnx", ".xml")
 CONVERTED_SUFFIXES = (".pt", ".tflite")
 """Forms that only the torch side reads; the runtime gets them through `mnet-det export`."""
-
-
-def cache_folder() -> Path:
-    """Where this user's caches lie; `MNET_DET_CACHE` names another folder."""
-    chosen = os.environ.get("MNET_DET_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mnet-det"
 
 
 def exported(path: Path) -> Path:
@@ -65,8 +52,8 @@ def _key(path: Path) -> str:
 def _export(path: Path, cached: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         raise MissingPackageError(
-            f"{path}: converting it for the runtime needs torch, once: pip install 'mnet-det[train]' "
-            "(an exported .onnx file needs no torch)"
+            f"{path}: converting it for the runtime needs torch, once; an exported .onnx file does not. To install it: "
+            f"{install_line('train')}"
         )
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,6 @@ class ModelMetadata(BaseModel):
         category_ids: the data's own ids, in the order of `class_names`.
         input_hw: height and width of the network's input, pixels.
         score, nms, pre_nms, max_detections: the thresholds it was scored with, as in `EvalConfig`.
-        mult_adds, params: of the whole detector for one image, where known.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -39,8 +38,6 @@ class ModelMetadata(BaseModel):
     nms: float
     pre_nms: int
     max_detections: int
-    mult_adds: int | None = None
-    params: int | None = None
 
     @model_validator(mode="after")
     def _classes_have_ids(self) -> ModelMetadata:

@@ -7,7 +7,8 @@ import pytest
 
 from mnet_det.errors import CheckpointError, MissingPackageError
 from mnet_det.runtime import cache
-from mnet_det.runtime.cache import cache_folder, exported
+from mnet_det.cache import cache_folder
+from mnet_det.runtime.cache import exported
 
 
 @pytest.fixture

@@ -1,0 +1,428 @@
+"""The `mnet-det` command: parse, call one function, print.
+
+Commands import what they need when they run, so that `--help` is quick, the demo never meets torch, and `doctor` works
+where nothing else does.
+"""
+
+from __future__ import annotations
+
+import time
+
+PROCESS_START = time.perf_counter()  # before any import that takes long: the demo's first frame counts from here
+
+import os  # noqa: E402
+import sys  # noqa: E402
+import traceback  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
+
+import typer  # noqa: E402
+
+from mnet_det.errors import ConfigError, MnetDetError  # noqa: E402
+
+if TYPE_CHECKING:
+    from mnet_det.runtime import Predictor
+
+app = typer.Typer(
+    name="mnet-det",
+    help="Object detection around MobileNet: train on COCO, see what width and resolution cost, run live on a laptop CPU.",
+    epilog="Add --debug to any command for the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+TRAIN_PACKAGES = {"torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard"}
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]…", show_default=False)]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint (.pt) or an exported file (.onnx, .xml).")]
+Runtime = Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; physical cores unless given.")]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.", metavar="FILE")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes one message and exit status 1."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    # Windows' camera interface takes a minute to open otherwise, and reads this when OpenCV is first imported.
+    os.environ.setdefault("OPENCV_VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS", "0")
+    try:
+        app()
+    except MnetDetError as error:
+        _fail(str(error), debug=debug)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAIN_PACKAGES:
+            raise
+        from mnet_det.doctor import install_line
+
+        _fail(f"this needs the package {error.name}, which is not installed: {install_line('train')}", debug=debug)
+
+
+def _fail(message: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("quickstart"),
+) -> None:
+    """The whole story on a drawn data set: train, evaluate, export, benchmark, run on a clip, report.
+
+    Example: mnet-det quickstart
+    """
+    from mnet_det.quickstart import run_quickstart
+
+    run_quickstart(out, console=_console())
+
+
+@app.command()
+def info(
+    words: Words = None,
+    head: Annotated[str | None, typer.Option(help="classifier, ssd or ssdlite.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
+    rho: Annotated[float | None, typer.Option(help="Resolution multiplier.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="K; 80 unless given (1000 for the classifier).")] = None,
+    json: JsonOut = None,
+) -> None:
+    """Multiply-adds and parameters, per layer and by kind of layer.
+
+    Example: mnet-det info --head ssd --alpha 0.5
+    """
+    from mnet_det.config import load_config
+    from mnet_det.files import write_json
+    from mnet_det.models import build_classifier, build_detector
+    from mnet_det.report.cost import count_cost
+    from mnet_det.report.tables import print_cost
+
+    path, overrides = _split(words)
+    base = {"classifier": 224, "ssd": 300, "ssdlite": 320}
+    if head is not None and head not in base:
+        raise ConfigError(f"--head {head}: expected one of {', '.join(base)}")
+    if path is None or head == "classifier":
+        side = base[head or "ssd"]
+        overrides.insert(0, f"model.base_hw=[{side},{side}]")
+    overrides += [f"model.{key}={value}" for key, value in (("alpha", alpha), ("rho", rho)) if value is not None]
+    if head in ("ssd", "ssdlite"):
+        overrides.append(f"model.head={head}")
+    model = load_config(path, overrides).model
+    if head == "classifier":
+        name = "ImageNet classifier"
+        cost = count_cost(lambda: build_classifier(model, num_classes=classes or 1000), input_hw=model.input_hw)
+    else:
+        name = model.head
+        cost = count_cost(lambda: build_detector(model, num_classes=classes or 80), input_hw=model.input_hw)
+    title = f"{name} on {model.backbone}, alpha {model.alpha:g}, input {model.input_hw[1]}x{model.input_hw[0]}"
+    print_cost(_console(), title, cost)
+    if json is not None:
+        write_json(json, cost.to_json())
+
+
+@app.command()
+def train(
+    words: Words = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME of the config unless given.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="A checkpoint to go on from, or auto: the run folder's last one, if any.")
+    ] = None,
+    overfit: Annotated[
+        int | None, typer.Option(min=1, help="Learn and score this many images by heart; proves data and settings.")
+    ] = None,
+) -> None:
+    """Train a detector and score it.
+
+    Example: mnet-det train configs/ssd300_mobilenet_v1.yaml data.root=coco model.alpha=0.5 model.rho=0.64
+    """
+    from mnet_det.config import load_config
+    from mnet_det.engine.train import train as run_training
+
+    path, overrides = _split(words)
+    if path is None:
+        raise ConfigError("train needs a config file, for example configs/ssd300_mobilenet_v1.yaml")
+    config = load_config(path, overrides)
+    folder, checkpoint = _run_folder(path.stem, out, resume)
+    result = run_training(config, out=folder, resume=checkpoint, overfit=overfit, console=_console())
+    _print_scores(result.scores)
+    print(f"best AP {result.best_ap:.3f}; checkpoints, metrics.csv and pictures are in {result.out}")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Checkpoint or exported file.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO JSON.")] = None,
+    detections: Annotated[Path | None, typer.Option(help="Score this COCO results file instead of a model.")] = None,
+    runtime: Runtime = "auto",
+    json: JsonOut = None,
+    save_detections: Annotated[Path | None, typer.Option(help="Write a COCO results file.", metavar="FILE")] = None,
+) -> None:
+    """The twelve COCO numbers and AP per class, of a model or of a results file.
+
+    Example: mnet-det eval runs/toy/best.pt --images toy/val2017 --annotations toy/annotations/instances_val2017.json
+    """
+    from mnet_det.data.coco import read_coco, read_coco_json, read_results
+    from mnet_det.engine.evaluate import evaluate as run_model
+    from mnet_det.engine.evaluate import score_results
+    from mnet_det.files import write_json
+
+    if annotations is None or (model is None) == (detections is None):
+        raise typer.BadParameter("give --annotations, and either a MODEL with --images or --detections")
+    used = None
+    if detections is not None:
+        results = read_results(detections)
+        scores = score_results(results, read_coco_json(annotations))
+    else:
+        if model is None or images is None:
+            raise typer.BadParameter("a MODEL needs --images")
+        data = read_coco(annotations, images)
+        data.require_files()
+        predictor = _load(model, runtime=runtime)
+        used = predictor.runtime
+        scores, results = run_model(predictor, data, annotations)
+    _print_scores(scores)
+    if not results:
+        print(
+            "no detections at all, so AP is 0: is the model trained? `mnet-det train … --overfit 8` shows whether it "
+            "can learn your data"
+        )
+    if json is not None:
+        write_json(json, scores.to_json(runtime=used))
+    if save_detections is not None:
+        write_json(save_detections, results)
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE…", help="Image files and folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability.")] = 0.5,
+    runtime: Runtime = "auto",
+    json: JsonOut = None,
+) -> None:
+    """Pictures with boxes, and a COCO results file.
+
+    Example: mnet-det predict runs/toy/best.pt toy/val2017 --out found --json found.json
+    """
+    from mnet_det.engine.predict import predict_files
+    from mnet_det.files import write_json
+
+    predictor = _load(model, runtime=runtime, score=score)
+    results = predict_files(
+        predictor, sources, out=out, note=lambda path, count: print(f"{path}: {count} detections")
+    )
+    if json is not None:
+        write_json(json, results)
+
+
+@app.command()
+def demo(
+    source: Annotated[str, typer.Argument(metavar="[SOURCE]", help="Camera, video file or folder of images.")] = "0",
+    model: Annotated[Path | None, typer.Option(help="A checkpoint (.pt) or an exported file (.onnx, .xml).")] = None,
+    screen: Annotated[str, typer.Option(help="auto, window or none.")] = "auto",
+    record: Annotated[Path | None, typer.Option(help="Video file for the annotated frames.", metavar="FILE")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    no_drop: Annotated[bool, typer.Option("--no-drop", help="Show every frame of a file, however late.")] = False,
+    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability.")] = 0.5,
+    runtime: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
+    threads: Threads = None,
+    stats: Annotated[Path | None, typer.Option(help="JSON file of what was measured.", metavar="FILE")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the camera's picture.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Of the camera's picture.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.1, help="Of the camera.")] = None,
+    fourcc: Annotated[str | None, typer.Option(help="The camera's pixel format, such as MJPG.")] = None,
+    api: Annotated[str | None, typer.Option(help="v4l2, dshow, msmf or avfoundation.")] = None,
+) -> None:
+    """Live detection from camera 0, another camera, a video or a folder.
+
+    Example: mnet-det demo clip.mp4 --model runs/toy/best.pt --screen none --record out.mp4 --stats stats.json
+    """
+    from mnet_det.live.loop import run_demo
+    from mnet_det.live.screen import pick_screen
+    from mnet_det.live.source import open_source
+    from mnet_det.runtime import load_predictor
+
+    if model is None:
+        raise ConfigError("demo needs --model: a checkpoint of a run (runs/…/best.pt) or an exported file")
+    opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api)
+    try:
+        predictor = load_predictor(model, runtime=runtime, threads=threads)
+        shown = pick_screen(screen)
+    except BaseException:
+        opened.close()
+        raise
+    result = run_demo(
+        predictor,
+        opened,
+        shown,
+        score=score,
+        record=record,
+        frames=frames,
+        no_drop=no_drop,
+        stats=stats,
+        started=PROCESS_START,
+    )
+    rate = "n/a" if result.fps is None else f"{result.fps:.1f}"
+    print(f"{result.frames} frames shown, {result.dropped} dropped, {rate} a second on {predictor.runtime}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint (.pt).")],
+    format: Annotated[str, typer.Option(help="onnx")],
+    out: Annotated[Path | None, typer.Option(help="The file; beside the checkpoint unless given.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images the network takes at a time.")] = 1,
+    calibration: Annotated[Path | None, typer.Option(help="Folder of images to compare on.", metavar="DIR")] = None,
+) -> None:
+    """A self-contained file that passed its own comparison with torch.
+
+    Example: mnet-det export runs/toy/best.pt --format onnx
+    """
+    from mnet_det.engine.export import export_onnx
+
+    if format != "onnx":
+        raise ConfigError(f"--format {format}: expected onnx")
+    out = model.with_suffix(".onnx") if out is None else out
+    print(export_onnx(model, out, images=calibration, batch=batch))
+    print(f"wrote {out}")
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path] | None, typer.Argument(metavar="[MODEL]…")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Widths of SSD300 with random weights, such as 1,0.75,0.5.")] = None,
+    rho: Annotated[str, typer.Option(help="Resolutions of the same.")] = "1",
+    runtime: Annotated[str, typer.Option(help="One or several of auto, openvino, onnxruntime, torch.")] = "auto",
+    threads: Threads = None,
+    json: JsonOut = None,
+) -> None:
+    """Milliseconds of each stage, models interleaved in one run, on this machine.
+
+    Example: mnet-det bench --alpha 1,0.5,0.25 --runtime openvino,torch
+    """
+    from dataclasses import asdict
+
+    from mnet_det.engine.bench import run_bench
+    from mnet_det.files import write_json
+    from mnet_det.report.tables import print_bench
+    from mnet_det.runtime.benchmark import machine
+
+    rows = run_bench(
+        models or [],
+        alphas=_numbers("alpha", alpha or ("" if models else "1")),
+        rhos=_numbers("rho", rho),
+        runtimes=[name.strip() for name in runtime.split(",")],
+        threads=threads,
+        load=_load,
+    )
+    print_bench(_console(), machine(), rows)
+    if json is not None:
+        write_json(json, {"machine": machine(), "rows": [asdict(row) for row in rows]})
+
+
+@app.command()
+def browse(
+    words: Words = None,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("browse.png"),
+) -> None:
+    """A grid of augmented training samples with their boxes.
+
+    Example: mnet-det browse configs/toy.yaml data.root=toy
+    """
+    from mnet_det.config import load_config
+    from mnet_det.engine.pictures import browse_samples
+    from mnet_det.images import write_image
+
+    path, overrides = _split(words)
+    write_image(out, browse_samples(load_config(path, overrides)))
+    print(f"wrote {out}")
+
+
+@app.command()
+def toy(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    train_images: Annotated[int, typer.Option("--train", min=1, help="Training images.")] = 1000,
+    val_images: Annotated[int, typer.Option("--val", min=1, help="Validation images.")] = 200,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw the toy data set in COCO form, and a clip of moving shapes.
+
+    Example: mnet-det toy toy
+    """
+    from mnet_det.data.toy import draw_toy
+
+    draw_toy(folder, train_images=train_images, val_images=val_images, seed=seed)
+    print(f"drew {train_images} training and {val_images} validation images and clip.mp4 into {folder}")
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, what is wrong with it, and the line that mends it.
+
+    Example: mnet-det doctor
+    """
+    from mnet_det.cache import cache_folder
+    from mnet_det.doctor import examine, render
+
+    findings = examine(cache=cache_folder())
+    print(render(findings))
+    if any(finding.status == "fault" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _split(words: list[str] | None) -> tuple[Path | None, list[str]]:
+    """A word with `=` is a setting, the other one the config file."""
+    settings = [word for word in words or [] if "=" in word]
+    others = [word for word in words or [] if "=" not in word]
+    if len(others) > 1:
+        raise ConfigError(f"{', '.join(others)}: expected one config file; settings are key=value")
+    return (Path(others[0]) if others else None), settings
+
+
+def _run_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to go on from. A folder that holds a run is never started over."""
+    from mnet_det.files import free_folder
+
+    folder = out or Path("runs") / name
+    if resume == "auto":
+        last = folder / "last.pt"
+        return folder, last if last.exists() else None
+    if resume is not None:
+        return out or Path(resume).parent, Path(resume)
+    if out is not None and (out / "last.pt").exists():
+        raise ConfigError(f"{out}: holds a run already; go on with --resume auto, or choose another --out")
+    return out or free_folder(folder), None
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise ConfigError(f"--{name} {text}: expected numbers with commas between, such as 1,0.5") from None
+
+
+def _load(path: Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None) -> Predictor:
+    """A model on any runtime; torch, which the runtime package never imports, included."""
+    if runtime == "torch":
+        from mnet_det.engine.torch_backend import load_torch_predictor
+
+        return load_torch_predictor(path, threads=threads, score=score)
+    from mnet_det.runtime import load_predictor
+
+    return load_predictor(path, runtime=runtime, threads=threads, score=score)
+
+
+def _print_scores(scores: Any) -> None:
+    from mnet_det.report.tables import print_scores
+
+    print_scores(_console(), scores)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,96 @@
+"""What `mnet-det bench` measures: given models, and SSD300 at any width with random weights."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mnet_det.config import Config, load_config
+from mnet_det.data.toy import draw_scene
+from mnet_det.errors import ConfigError
+from mnet_det.runtime import Predictor
+from mnet_det.runtime.benchmark import BenchmarkRow, benchmark
+from mnet_det.structures import Image
+
+Load = Callable[..., Predictor]
+
+CLASSES = 80
+"""Of the models with random weights: COCO's, since predictors and postprocessing grow with the classes."""
+SCENE_HW = (480, 640)
+LIVE_SCORE = 0.5
+"""The demo's threshold: measured is what a person watches, not what AP needs."""
+
+
+def run_bench(
+    models: Sequence[Path],
+    *,
+    alphas: Sequence[float],
+    rhos: Sequence[float],
+    runtimes: Sequence[str],
+    threads: int | None,
+    load: Load,
+) -> list[BenchmarkRow]:
+    """Measure all models on all runtimes, interleaved, on drawn 640×480 scenes.
+
+    Args:
+        models: model files.
+        alphas: widths of SSD300 to measure with random weights as well (speed does not depend on their values).
+        rhos: its resolutions.
+        runtimes: names that `load` knows.
+        threads: how many to compute with; the runtimes' own choice unless given.
+        load: `load(path, runtime=…, threads=…, score=…)` gives a predictor.
+
+    Raises:
+        ConfigError: nothing to measure.
+    """
+    if not models and not alphas:
+        raise ConfigError("nothing to measure: give a MODEL or --alpha")
+    with _random_models(alphas, rhos) as random_models:
+        named = {str(path): path for path in models} | random_models
+        predictors = {
+            f"{name}, {runtime}": load(_form_for(path, runtime), runtime=runtime, threads=threads, score=LIVE_SCORE)
+            for (name, path), runtime in itertools.product(named.items(), runtimes)
+        }
+        return benchmark(predictors, bench_images())
+
+
+def bench_images() -> list[Image]:
+    """The scenes that every benchmark of ours looks at."""
+    return [draw_scene(np.random.default_rng(index), image_hw=SCENE_HW).image for index in range(8)]
+
+
+@contextmanager
+def _random_models(alphas: Sequence[float], rhos: Sequence[float]) -> Iterator[dict[str, Path]]:
+    """Checkpoints of SSD300 at each width and resolution, each with its export beside it, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = {}
+        for alpha, rho in itertools.product(alphas, rhos):
+            path = Path(folder) / f"{alpha:g}-{rho:g}.pt"
+            _write_random_model(load_config(None, [f"model.alpha={alpha}", f"model.rho={rho}"]), path)
+            made[f"ssd300 alpha {alpha:g} rho {rho:g} (random weights)"] = path
+        yield made
+
+
+def _write_random_model(config: Config, path: Path) -> None:
+    from mnet_det.engine.checkpoint import Checkpoint, save_checkpoint
+    from mnet_det.engine.export import write_onnx
+    from mnet_det.engine.torch_backend import describe
+    from mnet_det.models import build_detector
+
+    class_names = tuple(f"class {number}" for number in range(CLASSES))
+    category_ids = tuple(range(CLASSES))
+    detector = build_detector(config.model, num_classes=CLASSES)
+    save_checkpoint(path, Checkpoint(config, class_names, category_ids, detector.state_dict()))
+    metadata = describe(config, name="random weights", class_names=class_names, category_ids=category_ids)
+    write_onnx(detector, metadata, path.with_suffix(".onnx"))
+
+
+def _form_for(path: Path, runtime: str) -> Path:
+    """The exported file beside a checkpoint where there is one; torch itself takes the checkpoint."""
+    exported = path.with_suffix(".onnx")
+    return exported if path.suffix == ".pt" and runtime != "torch" and exported.exists() else path

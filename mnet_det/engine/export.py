@@ -1,0 +1,146 @@
+"""A checkpoint as a self-contained ONNX file, kept only if it detects what torch detects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from mnet_det.config import Config
+from mnet_det.data.toy import draw_scene
+from mnet_det.engine.checkpoint import load_checkpoint
+from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
+from mnet_det.errors import ConfigError, DataError, ExportError
+from mnet_det.files import whole_file
+from mnet_det.images import list_images, read_image
+from mnet_det.models.detector import Detector
+from mnet_det.preprocess import Preprocessor
+from mnet_det.runtime.backends import INPUT_NAME, OUTPUT_NAMES, Backend, OpenVINOBackend
+from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata
+from mnet_det.runtime.postprocess import Thresholds
+from mnet_det.structures import Image
+
+MAX_BOX_PX = 0.5
+MAX_SCORE = 1e-3
+"""How far an exported model may be from torch, in network pixels and in probability."""
+COMPARED_SCORE = 0.05
+"""Boxes of candidates below this are not compared: nobody sees them, and far from any object they are arbitrary."""
+COUNTED_SCORE = 0.3
+WANTED_DETECTIONS = 20
+DRAWN_HW = (480, 640)
+MIN_IMAGES, MAX_IMAGES = 8, 64
+"""Images are compared until enough detections above 0.3 were; a blank page would agree with anything."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an exported model compares with torch on real images.
+
+    Attributes:
+        images: how many were compared.
+        detections: how many detections above 0.3 torch found in them.
+        box_px: the largest difference of a box side, in network pixels.
+        score: the largest difference of a probability, over all candidates.
+    """
+
+    images: int
+    detections: int
+    box_px: float
+    score: float
+
+    def __str__(self) -> str:
+        line = (
+            f"compared with torch on {self.images} images: {self.detections} detections above {COUNTED_SCORE}, boxes "
+            f"within {self.box_px:.2g} px, scores within {self.score:.1g}"
+        )
+        if self.detections < WANTED_DETECTIONS:
+            line += f" (fewer than {WANTED_DETECTIONS} detections prove little: is the model trained on such images?)"
+        return line
+
+
+def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int = 1) -> Parity:
+    """Export a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        out: the ONNX file. It is there afterwards only if the comparison succeeded.
+        images: folder of images to compare on; without it the checkpoint's own validation images, and where those
+            are not on this machine, drawn scenes.
+        batch: images the network takes at a time.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ConfigError: `out` is no `.onnx` file.
+        DataError: `images` holds no image.
+        ExportError: the exported model differs from torch.
+    """
+    if out.suffix.lower() != ".onnx":
+        raise ConfigError(f"{out}: expected a name that ends in .onnx")
+    checkpoint = load_checkpoint(path)
+    metadata = describe(
+        checkpoint.config,
+        name=path.parent.name or path.stem,
+        class_names=checkpoint.class_names,
+        category_ids=checkpoint.category_ids,
+    )
+    detector = checkpoint.build()
+    with whole_file(out) as temporary:
+        write_onnx(detector, metadata, temporary, batch=batch)
+        parity = compare(
+            TorchBackend(detector, metadata),
+            OpenVINOBackend(temporary),
+            _images_to_compare(checkpoint.config, images),
+        )
+        if parity.box_px > MAX_BOX_PX or parity.score > MAX_SCORE:
+            raise ExportError(
+                f"{out}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
+                f"{MAX_BOX_PX}), score {parity.score:.3g} (at most {MAX_SCORE}) on {parity.images} images"
+            )
+    return parity
+
+
+def write_onnx(detector: Detector, metadata: ModelMetadata, path: Path, *, batch: int = 1) -> None:
+    """Write a detector, batch norm folded, with its metadata; not compared with anything."""
+    example = torch.zeros((batch, 3, *metadata.input_hw), dtype=torch.uint8)
+    program = torch.onnx.export(
+        fuse(detector), (example,), input_names=[INPUT_NAME], output_names=list(OUTPUT_NAMES), verbose=False
+    )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
+    onnx.save(model, path)
+
+
+def compare(reference: Backend, exported: Backend, images: Iterable[Image]) -> Parity:
+    """Compare two backends candidate by candidate, in network pixels, until enough detections were compared."""
+    preprocess = Preprocessor(reference.metadata.input_hw, mode=reference.metadata.resize)
+    seen = detections = 0
+    box_px = score = 0.0
+    thresholds = Thresholds.of(reference.metadata.model_copy(update={"score": COUNTED_SCORE}))
+    for image in images:
+        pixels = preprocess(image)[0][None]
+        expected, found = reference.candidates(pixels), exported.candidates(pixels)
+        score = max(score, float(np.abs(expected.scores - found.scores).max()))
+        visible = expected.scores.max(axis=-1) >= COMPARED_SCORE  # [1, N]
+        if visible.any():
+            box_px = max(box_px, float(np.abs(expected.boxes_xyxy - found.boxes_xyxy)[visible].max()))
+        detections += len(reference(pixels, thresholds)[0])
+        seen += 1
+        if seen >= MAX_IMAGES or (seen >= MIN_IMAGES and detections >= WANTED_DETECTIONS):
+            break
+    return Parity(seen, detections, box_px, score)
+
+
+def _images_to_compare(config: Config, folder: Path | None) -> Iterator[Image]:
+    """Images of `folder`, else of the run's validation set if it is here, else drawn ones."""
+    if folder is not None:
+        return map(read_image, list_images(folder))
+    try:
+        return map(read_image, list_images(config.data.images("val")))
+    except (ConfigError, DataError):
+        scenes = (draw_scene(np.random.default_rng(index), image_hw=DRAWN_HW) for index in range(MAX_IMAGES))
+        return (scene.image for scene in scenes)

@@ -1,0 +1,61 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mnet_det.errors import MnetDetError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; renamed to `path` when the block ends well, else removed.
+
+    It keeps the suffix, by which some libraries choose the format. Missing folders are made.
+
+    Raises:
+        MnetDetError: the file cannot be written; what was at `path` before is still there.
+    """
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise MnetDetError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text.
+
+    Raises:
+        MnetDetError: the file cannot be written.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON; a number that JSON does not know (NaN) is a fault of ours.
+
+    Raises:
+        MnetDetError: the file cannot be written.
+    """
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def free_folder(folder: Path) -> Path:
+    """The folder itself if nothing is there yet, else the first of `NAME-2`, `NAME-3` … that is free."""
+    candidate, number = folder, 2
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+        candidate = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return candidate

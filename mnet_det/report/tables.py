@@ -1,0 +1,96 @@
+"""Costs, scores and latencies as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from mnet_det.report.cost import Cost
+from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
+
+
+class _Scores(Protocol):
+    """What COCOeval said: see `engine.evaluate.Scores`."""
+
+    @property
+    def numbers(self) -> Mapping[str, float | None]: ...
+    @property
+    def per_class(self) -> Mapping[str, float | None]: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def detections(self) -> int: ...
+
+
+def print_cost(console: Console, title: str, cost: Cost) -> None:
+    """Every layer, the separable blocks against full convolutions, the kinds of layer, and the sums."""
+    layers = _table(f"{title}: layers", "layer", "kind", "output", "multiply-adds", "parameters")
+    for layer in cost.layers:
+        shape = "x".join(map(str, layer.output))
+        layers.add_row(layer.name, layer.kind, shape, f"{layer.mult_adds:,}", f"{layer.params:,}")
+    console.print(layers)
+    if cost.separable_blocks:
+        blocks = _table(
+            "separable blocks against full convolutions", "block", "multiply-adds", "full", "ratio", "1/N + 1/D_K²"
+        )
+        for block in cost.separable_blocks:
+            numbers = (f"{block.mult_adds:,}", f"{block.full_mult_adds:,}", f"{block.ratio:.4f}", f"{block.formula:.4f}")
+            blocks.add_row(block.name, *numbers)
+        console.print(blocks)
+    kinds = _table("kinds of layer", "kind", "multiply-adds", "share", "weights", "share of weights")
+    for name, kind in cost.by_kind.items():
+        share = "" if kind.params_share is None else f"{kind.params_share:.2%}"
+        kinds.add_row(name, f"{kind.mult_adds:,}", f"{kind.mult_adds_share:.2%}", f"{kind.params:,}", share)
+    console.print(kinds)
+    console.print(
+        f"{title}: {cost.mult_adds / 1e6:,.1f} M multiply-adds, {cost.params / 1e6:,.3f} M parameters", highlight=False
+    )
+
+
+def print_scores(console: Console, scores: _Scores) -> None:
+    """The twelve numbers, then AP per class, best first; what has no truth to judge by is n/a."""
+    numbers = _table(f"{scores.images} images, {scores.detections} detections", "COCO", "value")
+    for name, value in scores.numbers.items():
+        numbers.add_row(name, _number(value))
+    console.print(numbers)
+    classes = _table("AP per class", "class", "AP")
+    for name, value in sorted(scores.per_class.items(), key=lambda item: -1 if item[1] is None else item[1], reverse=True):
+        classes.add_row(name, _number(value))
+    console.print(classes)
+
+
+def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[BenchmarkRow]) -> None:
+    """One row a model and runtime: milliseconds as p50 / p95."""
+    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
+    table = _table(
+        "milliseconds, p50 / p95", "model", "input", "threads", "preprocess", "network", "postprocess", "total", "fps"
+    )
+    for row in rows:
+        stages = (row.preprocess_ms, row.network_ms, row.postprocess_ms, row.total_ms)
+        table.add_row(
+            row.model,
+            f"{row.input_hw[1]}x{row.input_hw[0]}",
+            str(row.threads),
+            *map(_stage, stages),
+            f"{1000 / row.total_ms.p50:.1f}",
+        )
+    console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """The first column is a name, the others are numbers."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _stage(stage: StageSummary) -> str:
+    return f"{stage.p50:.1f} / {stage.p95:.1f}"

@@ -1,0 +1,154 @@
+"""Batches: full, seeded, shuffled anew in each epoch, and the same however many workers make them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mnet_det.data.augment import Augment
+from mnet_det.data.coco import CocoData, read_coco
+from mnet_det.data.loader import Batches, EpochBatches, ScoringBatches, TrainingSamples, make_loader
+from mnet_det.errors import DataError
+from mnet_det.images import write_image
+from mnet_det.structures import Batch
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> CocoData:
+    """Seven small images; image 3 has no box, the others one each."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for index in range(7):
+        name = f"{index}.png"
+        write_image(tmp_path / name, rng.integers(0, 256, (20, 30, 3), np.uint8))
+        images.append({"id": 100 + index, "file_name": name, "height": 20, "width": 30})
+        if index != 3:
+            annotations.append({"image_id": 100 + index, "category_id": 1 + index % 2, "bbox": [5, 5, 10 + index, 10]})
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return read_coco(path, tmp_path)
+
+
+def loader(data: CocoData, batches: EpochBatches | ScoringBatches, *, workers: int = 0, seed: int = 5) -> Batches:
+    return make_loader(
+        data, batches, preset="ssd", network_hw=(32, 32), mode="stretch", seed=seed, workers=workers, pin_memory=False
+    )
+
+
+def epochs(data: CocoData, *, workers: int = 0, seed: int = 5, count: int = 2) -> list[list[Batch]]:
+    batches = EpochBatches(len(data), batch_size=2, seed=seed)
+    made = loader(data, batches, workers=workers, seed=seed)
+    result = []
+    for batches.epoch in range(count):
+        result.append(list(made))
+    return result
+
+
+def ids(epoch: list[Batch]) -> list[int]:
+    return [image_id for batch in epoch for image_id in batch.image_ids]
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return all(
+        torch.equal(a.images, b.images)
+        and a.image_ids == b.image_ids
+        and all(torch.equal(s.boxes_xyxy, t.boxes_xyxy) for s, t in zip(a.targets, b.targets, strict=True))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_a_batch_is_uint8_with_a_target_and_an_id_for_each_image(data: CocoData) -> None:
+    batch = next(iter(loader(data, ScoringBatches(len(data), batch_size=4))))
+    assert batch.images.shape == (4, 3, 32, 32)
+    assert batch.images.dtype == torch.uint8
+    assert batch.image_ids == [100, 101, 102, 103]
+    assert [target.labels.dtype for target in batch.targets] == [torch.int64] * 4
+    assert batch.targets[3].boxes_xyxy.shape == (0, 4)
+    assert batch.targets[0].valid_hw == (32, 32)
+
+
+def test_epochs_have_orders_and_augmentations_of_their_own(data: CocoData) -> None:
+    first, second = epochs(data)
+    assert ids(first) != ids(second)
+    pictures = [
+        {image_id: pixels for batch in epoch for image_id, pixels in zip(batch.image_ids, batch.images, strict=True)}
+        for epoch in (first, second)
+    ]
+    both = set(pictures[0]) & set(pictures[1])
+    assert any(not torch.equal(pictures[0][image_id], pictures[1][image_id]) for image_id in both)
+
+
+def test_an_epoch_is_reproducible_and_another_seed_gives_another(data: CocoData) -> None:
+    first, second = epochs(data)
+    again = epochs(data)
+    assert same(first, again[0])
+    assert same(second, again[1])
+    assert ids(epochs(data, seed=6)[0]) != ids(first)
+
+
+def test_a_later_epoch_does_not_depend_on_those_before(data: CocoData) -> None:
+    batches = EpochBatches(len(data), batch_size=2, seed=5)
+    batches.epoch = 1
+    assert same(list(loader(data, batches)), epochs(data)[1])
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(data: CocoData) -> None:
+    for alone, together in zip(epochs(data), epochs(data, workers=2), strict=True):
+        assert same(alone, together)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "num_batches"), [(7, 2, 3), (6, 3, 2), (5, 5, 1), (3, 8, 1), (1, 2, 1)]
+)
+def test_every_batch_is_full(num_images: int, batch_size: int, num_batches: int) -> None:
+    batches = EpochBatches(num_images, batch_size=batch_size, seed=0)
+    drawn = list(batches)
+    assert len(batches) == len(drawn) == num_batches
+    assert {len(batch) for batch in drawn} == {batch_size}
+
+
+def test_an_epoch_shows_no_image_twice_where_there_are_enough() -> None:
+    indices = [index for batch in EpochBatches(100, batch_size=16, seed=0) for _, index in batch]
+    assert len(indices) == len(set(indices)) == 96
+
+
+def test_a_set_smaller_than_a_batch_is_repeated_evenly() -> None:
+    (batch,) = EpochBatches(3, batch_size=8, seed=0)
+    counts = np.bincount([index for _, index in batch])
+    assert sorted(counts) == [2, 3, 3]
+
+
+def test_scoring_visits_every_image_once_in_order(data: CocoData) -> None:
+    made = loader(data, ScoringBatches(len(data), batch_size=3))
+    assert [batch.image_ids for batch in made] == [[100, 101, 102], [103, 104, 105], [106]]
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named_in_one_line(data: CocoData, workers: int) -> None:
+    """torch wraps what a worker raises in the worker's whole traceback, and the user's fault looked like ours."""
+    data.path(2).write_bytes(b"not a picture")
+    with pytest.raises(DataError) as caught:
+        list(loader(data, ScoringBatches(len(data), batch_size=2), workers=workers))
+    assert str(caught.value) == f"{data.path(2)}: not an image that can be decoded; is the file whole?"
+
+
+def test_a_fault_in_augmentation_names_the_file(data: CocoData) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("first line\nsecond line")
+
+    samples = TrainingSamples(data, fail, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"1\.png: cannot be augmented \(first line second line\)"):
+        samples[(0, 1)]
+
+
+def test_samples_can_be_sent_to_spawned_workers(data: CocoData) -> None:
+    samples = TrainingSamples(data, Augment("ssd", network_hw=(32, 32), mode="stretch"), seed=5)
+    copied = pickle.loads(pickle.dumps(samples))
+    assert np.array_equal(copied[(1, 4)][1].image, samples[(1, 4)][1].image)

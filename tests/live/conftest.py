@@ -1,0 +1,129 @@
+"""What the live tests share: a model that needs no network, clips, a clock that only moves when told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from mnet_det.structures import Detections, Image
+
+
+class FakePredictor:
+    """Finds one object of class "b" with score 0.7 in every picture; `act` may sleep or raise on a call's number."""
+
+    class_names = ("a", "b")
+    runtime = "fake"
+    threads = 2
+    metadata = SimpleNamespace(name="ssd", alpha=0.5, rho=1.0, input_hw=(300, 300), class_names=class_names)
+
+    def __init__(self, act: Callable[[int], None] = lambda call: None) -> None:
+        self.calls = 0
+        self.scores: list[float | None] = []
+        self._act = act
+
+    def timed(self, image: Image, *, score: float | None = None) -> tuple[Detections, SimpleNamespace]:
+        assert image.dtype == np.uint8
+        self.calls += 1
+        self.scores.append(score)
+        self._act(self.calls)
+        found = Detections(np.array([[4, 4, 20, 20]], np.float32), np.array([0.7], np.float32), np.array([1], np.int64))
+        times = SimpleNamespace(preprocess_ms=1.0, network_ms=5.0, postprocess_ms=1.0, total_ms=7.0)
+        return found[found.scores >= (score or 0.0)], times
+
+
+class FakeScreen:
+    """A viewer who presses the given keys, one a picture, then none, and closes the window after `pictures`."""
+
+    watched = True
+
+    def __init__(self, *keys: str | None, pictures: int | None = None) -> None:
+        self.keys = list(keys)
+        self.shown: list[Image] = []
+        self.polls = 0
+        self.closes = 0
+        self._pictures = pictures
+
+    @property
+    def closed(self) -> bool:
+        return len(self.shown) == self._pictures
+
+    def show(self, image: Image) -> str | None:
+        self.shown.append(image)
+        return self.poll()
+
+    def poll(self) -> str | None:
+        self.polls += 1
+        return self.keys.pop(0) if self.keys else None
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+class FakeClock:
+    """Stands still, but for `sleep`."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def make_predictor() -> type[FakePredictor]:
+    return FakePredictor
+
+
+@pytest.fixture
+def make_screen() -> type[FakeScreen]:
+    return FakeScreen
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def slow() -> Callable[[float], Callable[[int], None]]:
+    """Makes an `act` that takes so many seconds."""
+    return lambda seconds: lambda call: time.sleep(seconds)
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a clip of 96×64 whose frame i is RGB (10 i, 0, 200)."""
+
+    def make(frames: int, *, fps: float = 20.0) -> Path:
+        path = tmp_path / f"clip{frames}.avi"
+        video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, (96, 64))
+        assert video.isOpened()
+        for index in range(frames):
+            video.write(np.full((64, 96, 3), (200, 0, 10 * index), np.uint8))  # BGR
+        video.release()
+        return path
+
+    return make
+
+
+@pytest.fixture
+def read_clip() -> Callable[[Path], tuple[float, list[Image]]]:
+    """Reads a clip back with OpenCV: frames per second, RGB frames."""
+
+    def read(path: Path) -> tuple[float, list[Image]]:
+        video = cv2.VideoCapture(str(path))
+        frames = []
+        while (answer := video.read())[0]:
+            frames.append(np.ascontiguousarray(answer[1][..., ::-1]))
+        return video.get(cv2.CAP_PROP_FPS), frames
+
+    return read

@@ -1,0 +1,51 @@
+"""The page people copy: importable, honest about a missing display, right about colours."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+PAGE = Path(__file__).parents[2] / "demo" / "webcam.py"
+
+
+@pytest.fixture
+def webcam() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("webcam", PAGE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_display_it_points_to_the_demo(webcam, monkeypatch):
+    monkeypatch.setattr(webcam, "why_no_window", lambda: "there is no display")
+    with pytest.raises(SystemExit, match=r"there is no display\n.*mnet-det demo 0 --model m\.onnx"):
+        webcam.main("m.onnx")
+
+
+@pytest.mark.parametrize(("keys", "pictures"), [((), 4), ((None, "quit"), 2)])
+def test_it_detects_and_shows_in_rgb_until_the_end_or_q(
+    webcam, monkeypatch, make_clip, make_predictor, make_screen, keys, pictures
+):
+    seen = []
+    predictor, screen = make_predictor(), make_screen(*keys)
+
+    def detect(image):
+        seen.append(image)
+        return predictor.timed(image)[0]
+
+    detect.class_names = predictor.class_names
+    monkeypatch.setattr(webcam, "why_no_window", lambda: None)
+    monkeypatch.setattr(webcam, "load_predictor", lambda model, *, score: detect)
+    monkeypatch.setattr(webcam, "WindowScreen", lambda: screen)
+    webcam.main("m.onnx", str(make_clip(4)))
+    assert len(seen) == len(screen.shown) == pictures
+    assert screen.closes == 1
+    # Frame i is RGB (10 i, 0, 200).
+    np.testing.assert_allclose(seen[1].mean((0, 1)), (10, 0, 200), atol=6)
+    np.testing.assert_allclose(screen.shown[1][40:, 40:].mean((0, 1)), (10, 0, 200), atol=6)

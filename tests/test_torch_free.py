@@ -1,0 +1,77 @@
+"""The base install: what runs without torch, in a child process where importing it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mnet_det"
+
+WITHOUT_TORCH = """
+import sys
+
+class Absent:
+    names = {"torch", "torchvision", "albumentations", "pycocotools", "matplotlib", "tensorboard", "onnx", "onnxscript"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked by the test)", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def run(code: str, *, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", errors="replace", cwd=folder, check=False
+    )
+
+
+def torch_free_modules() -> list[str]:
+    paths = [path for folder in ("runtime", "live") for path in sorted((PACKAGE / folder).glob("*.py"))]
+    inside = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
+    data = [
+        f"mnet_det.data.{name}"
+        for name in ("toy", "coco", "check", "convert")
+        if (PACKAGE / "data" / f"{name}.py").is_file()
+    ]
+    top = [f"mnet_det.{name}" for name in ("structures", "config", "images", "preprocess", "draw", "doctor", "cli")]
+    return ["mnet_det", *top, *data, *(name.removesuffix(".__init__") for name in inside)]
+
+
+def test_the_runtime_side_imports_without_torch() -> None:
+    code = f"""{WITHOUT_TORCH}
+import importlib, traceback
+for name in {torch_free_modules()!r}:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        print(name, traceback.format_exc().strip().splitlines()[-1])
+print("torch" in sys.modules)
+"""
+    child = run(code)
+    assert child.stdout.splitlines() == ["False"], child.stdout + child.stderr
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = """
+import sys
+before = {name.partition(".")[0] for name in sys.modules}  # a .pth file of the environment may import things
+import mnet_det
+print(sorted({name.partition(".")[0] for name in sys.modules} - before - sys.stdlib_module_names))
+"""
+    assert run(code).stdout.strip() == "['mnet_det']"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["toy", "drawn"], ["demo", "--help"]], ids=" ".join)
+def test_a_verb_runs_without_torch(tmp_path: Path, words: list[str]) -> None:
+    code = f"""{WITHOUT_TORCH}
+sys.argv = ["mnet-det", *{words!r}]
+from mnet_det.cli import main
+sys.exit(main())
+"""
+    child = run(code, folder=tmp_path)
+    assert child.returncode == 0, child.stdout + child.stderr
