@@ -36,7 +36,9 @@ app = typer.Typer(
 TRAIN_PACKAGES = {"torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard"}
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]…", show_default=False)]
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint (.pt) or an exported file (.onnx, .xml).")]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A checkpoint (.pt) or an exported file (.onnx, .xml).")
+]
 Runtime = Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; physical cores unless given.")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.", metavar="FILE")]
@@ -212,9 +214,7 @@ def predict(
     from mnet_det.files import write_json
 
     predictor = _load(model, runtime=runtime, score=score)
-    results = predict_files(
-        predictor, sources, out=out, note=lambda path, count: print(f"{path}: {count} detections")
-    )
+    results = predict_files(predictor, sources, out=out, note=lambda path, count: print(f"{path}: {count} detections"))
     if json is not None:
         write_json(json, results)
 

@@ -55,6 +55,7 @@ class ModelConfig(_Section):
     base_hw: tuple[PositiveInt, PositiveInt] = (300, 300)
     resize: Literal["stretch", "letterbox"] = "stretch"
     init: UserPath | None = Field(default=None, description="a checkpoint whose fitting tensors start the training")
+    taps: tuple[PositiveInt, ...] = (11, 13)  # the last block at stride 16 and the last at stride 32, as in the paper
     padding: Literal["symmetric", "same"] = "symmetric"
     separable: bool = True
     shallow: bool = False

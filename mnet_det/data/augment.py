@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 # imports it.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-import albumentations as A  # noqa: E402
+import albumentations as A
 
-from mnet_det.data.coco import Truth  # noqa: E402
-from mnet_det.preprocess import PADDING_VALUE, ResizeMode, plan_resize, resize_pixels  # noqa: E402
-from mnet_det.structures import FloatArray, Image, IntArray  # noqa: E402
+from mnet_det.data.coco import Truth
+from mnet_det.preprocess import PADDING_VALUE, ResizeMode, plan_resize, resize_pixels
+from mnet_det.structures import FloatArray, Image, IntArray
 
 Preset = Literal["none", "flip", "ssd", "ssdlite"]
 

@@ -107,9 +107,7 @@ def load_fitting(detector: Detector, path: Path) -> tuple[int, int]:
     """
     state = detector.state_dict()
     weights = load_checkpoint(path).weights
-    fitting = {
-        name: tensor for name, tensor in weights.items() if name in state and tensor.shape == state[name].shape
-    }
+    fitting = {name: tensor for name, tensor in weights.items() if name in state and tensor.shape == state[name].shape}
     if not fitting:
         raise CheckpointError(f"{path}: none of its {len(weights)} tensors fits this model; do alpha and head agree?")
     detector.load_state_dict(fitting, strict=False)

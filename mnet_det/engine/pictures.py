@@ -51,7 +51,9 @@ def browse_samples(config: Config) -> Image:
     augment = Augment(config.data.augment, network_hw=config.model.input_hw, mode=config.model.resize)
     samples = TrainingSamples(data, augment, seed=config.train.seed)
     shown = min(MAX_PICTURES // 2, len(data))
-    return picture_batch(collate([samples[epoch, index] for index in range(shown) for epoch in range(2)]), data.class_names)
+    return picture_batch(
+        collate([samples[epoch, index] for index in range(shown) for epoch in range(2)]), data.class_names
+    )
 
 
 def _columns(cells: int) -> int:

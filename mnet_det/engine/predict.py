@@ -14,7 +14,11 @@ from mnet_det.runtime.predictor import Predictor
 
 
 def predict_files(
-    predictor: Predictor, sources: Sequence[Path], *, out: Path, note: Callable[[Path, int], None] = lambda path, n: None
+    predictor: Predictor,
+    sources: Sequence[Path],
+    *,
+    out: Path,
+    note: Callable[[Path, int], None] = lambda path, n: None,
 ) -> list[dict[str, Any]]:
     """Detect in files and folders of images, and write each picture with its boxes to `out`.
 

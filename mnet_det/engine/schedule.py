@@ -70,10 +70,9 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     Depthwise filters are not decayed (Howard et al. 2017, section 3.2: "so few parameters in them"), nor are biases
     and batch norm, whose scale is the network's own.
     """
-    depthwise = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups > 1
-    }
-    decayed, free = [], []
+    depthwise = {id(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups > 1}
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (free if parameter.ndim < 2 or id(parameter) in depthwise else decayed).append(parameter)

@@ -90,7 +90,9 @@ def restore_state(state: State, path: Path, config: Config, data: CocoData) -> N
     checkpoint = load_checkpoint(path)
     saved: dict[str, Any] | None = checkpoint.training
     if saved is None:
-        raise CheckpointError(f"{path}: holds weights only; resume from last.pt, or start from it with model.init={path}")
+        raise CheckpointError(
+            f"{path}: holds weights only; resume from last.pt, or start from it with model.init={path}"
+        )
     if checkpoint.class_names != data.class_names:
         raise CheckpointError(
             f"{path}: was trained on {len(checkpoint.class_names)} classes ({_few(checkpoint.class_names)}), the data "

@@ -243,9 +243,7 @@ def _loader(
 
 def _validation_loss(state: State, data: CocoData, config: Config, device: torch.device) -> float:
     """Mean loss over all images of `data`, unaugmented."""
-    loader = _loader(
-        data, ScoringBatches(len(data), batch_size=config.train.batch_size), config, device, preset="none"
-    )
+    loader = _loader(data, ScoringBatches(len(data), batch_size=config.train.batch_size), config, device, preset="none")
     detector = state.to_score.eval()
     total = 0.0
     with torch.inference_mode():
@@ -265,9 +263,7 @@ def _score(state: State, data: CocoData, annotations: Path, config: Config, out:
     return scores
 
 
-def _with_progress(
-    loader: DataLoader[Batch], epoch: int, config: Config, console: Console
-) -> Iterator[Batch]:
+def _with_progress(loader: DataLoader[Batch], epoch: int, config: Config, console: Console) -> Iterator[Batch]:
     """The batches, with a bar while a person watches: time left in the epoch, images a second."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),

@@ -7,14 +7,10 @@ from mnet_det.models.detector import Detector
 from mnet_det.models.mobilenet_v1 import MobileNetV1, MobileNetV1Classifier
 from mnet_det.models.ssd import SSD
 
-SSD_TAPS = (11, 13)
-"""The last block at stride 16 and the last at stride 32."""
-
-
 def build_detector(config: ModelConfig, *, num_classes: int) -> Detector:
     """A detector with random weights for `num_classes` foreground classes."""
     return SSD(
-        _build_backbone(config, taps=SSD_TAPS),
+        _build_backbone(config, taps=config.taps),
         num_classes=num_classes,
         lite=config.head == "ssdlite",
         padding=config.padding,

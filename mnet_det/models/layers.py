@@ -12,7 +12,7 @@ Padding = Literal["symmetric", "same"]
 
 
 class Conv2dSame(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding: asymmetric (more at the bottom and right) where the size asks for it.
+    """A convolution with TensorFlow's SAME padding: more at the bottom and right where the size asks for it.
 
     It differs from symmetric padding only at stride 2 on even sizes, so it depends on the input's size.
     """
@@ -58,13 +58,13 @@ class ConvBNReLU6(nn.Sequential):
         )
         self.bn = nn.BatchNorm2d(out_channels, eps=bn_eps, momentum=bn_momentum)
         self.act = nn.ReLU6()
-        # He's initialisation over fan-in. Fan-out would count all channels of a depthwise convolution, though each filter
-        # sees one, and leave its output so small that batch norm's epsilon of 1e-3 swallows it.
+        # He's initialisation over fan-in. Fan-out would count all channels of a depthwise convolution, though each
+        # filter sees one, and leave its output so small that batch norm's epsilon of 1e-3 swallows it.
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_in", nonlinearity="relu")
 
 
 class PixelNormalization(nn.Module):
-    """uint8 pixels to floats, (x - mean) / std. It is the detector's first layer, so no one can feed it wrongly scaled pixels."""
+    """uint8 pixels to floats, (x - mean) / std: the detector's first layer, so no one can scale its pixels wrongly."""
 
     mean: Tensor
     std: Tensor

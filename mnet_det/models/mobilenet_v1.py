@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ class SeparableBlock(nn.Module):
         bn_momentum: float = 0.03,
     ) -> None:
         super().__init__()
-        norm = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        norm: dict[str, Any] = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
         self.depthwise = ConvBNReLU6(
             in_channels, in_channels, kernel=3, stride=stride, groups=in_channels, padding=padding, **norm
         )
@@ -111,12 +112,13 @@ class MobileNetV1(nn.Module):
         if not taps or list(taps) != sorted(set(taps)) or not set(taps) <= set(BLOCKS):
             raise ValueError(f"taps must be ascending block numbers from 1 to 13, got {list(taps)}")
         self.alpha = alpha
-        common = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        common: dict[str, Any] = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
         channels = scale_channels(STEM_CHANNELS, alpha)
         stride = 2
         self.stem = ConvBNReLU6(3, channels, kernel=3, stride=2, **common)
         self.blocks = nn.ModuleDict()
-        after: dict[int, tuple[str, int, int]] = {}  # block number: name of the block that stands for it, channels, stride
+        # Of each block number: the name of the block that stands for it, its channels and stride.
+        after: dict[int, tuple[str, int, int]] = {}
         for number, (base_channels, block_stride) in BLOCKS.items():
             if not (shallow and number in SHALLOW_SKIPS):
                 out_channels = scale_channels(base_channels, alpha)

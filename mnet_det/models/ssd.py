@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class ExtraMap(nn.Module):
         bn_momentum: float,
     ) -> None:
         super().__init__()
-        common = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
+        common: dict[str, Any] = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
         self.reduce = ConvBNReLU6(in_channels, inner_channels, kernel=1, **common)
         self.shrink: nn.Module = (
             nn.Sequential(
@@ -85,9 +85,7 @@ class SSD(Detector):
         self.box_loss = box_loss
         self.box_weight = box_weight
         self.box_coder = BoxCoder()
-        self.anchors = AnchorGenerator(
-            num_maps=len(backbone.channels) + len(EXTRA_CHANNELS), scales=anchor_scales
-        )
+        self.anchors = AnchorGenerator(num_maps=len(backbone.channels) + len(EXTRA_CHANNELS), scales=anchor_scales)
         self.normalize = PixelNormalization()
         self.backbone = backbone
         self.extras = nn.ModuleList()
@@ -98,9 +96,7 @@ class SSD(Detector):
                 scale_channels(base, backbone.alpha, minimum=MIN_EXTRA_CHANNELS)
                 for base in (base_channels // 2, base_channels)
             )
-            self.extras.append(
-                ExtraMap(channels[-1], outer, inner_channels=inner, lite=lite, padding=padding, **norm)
-            )
+            self.extras.append(ExtraMap(channels[-1], outer, inner_channels=inner, lite=lite, padding=padding, **norm))
             channels.append(outer)
         self.class_predictors, self.box_predictors = (
             nn.ModuleList(

@@ -160,9 +160,7 @@ def _by_kind(layers: list[Layer], modules: dict[str, nn.Module]) -> dict[str, Ki
         others += layer.params - module.weight.numel()
     all_mult_adds, all_weights = sum(mult_adds.values()), sum(weights.values())
     kinds = {
-        kind: Kind(
-            mult_adds[kind], weights[kind], mult_adds[kind] / all_mult_adds, weights[kind] / all_weights
-        )
+        kind: Kind(mult_adds[kind], weights[kind], mult_adds[kind] / all_mult_adds, weights[kind] / all_weights)
         for kind in sorted(mult_adds, key=lambda kind: -mult_adds[kind])
     }
     return kinds | {NORM_AND_BIAS: Kind(0, others, 0.0, None)}
@@ -177,7 +175,5 @@ def _separable_costs(network: nn.Module, layers: dict[str, Layer]) -> list[Separ
             outputs, height, width = parts[1].output
             kernel = depthwise.kernel_size[0]
             full = kernel**2 * pointwise.in_channels * outputs * height * width
-            costs.append(
-                SeparableCost(name, sum(part.mult_adds for part in parts), full, 1 / outputs + 1 / kernel**2)
-            )
+            costs.append(SeparableCost(name, sum(part.mult_adds for part in parts), full, 1 / outputs + 1 / kernel**2))
     return costs

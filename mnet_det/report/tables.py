@@ -37,7 +37,12 @@ def print_cost(console: Console, title: str, cost: Cost) -> None:
             "separable blocks against full convolutions", "block", "multiply-adds", "full", "ratio", "1/N + 1/D_K²"
         )
         for block in cost.separable_blocks:
-            numbers = (f"{block.mult_adds:,}", f"{block.full_mult_adds:,}", f"{block.ratio:.4f}", f"{block.formula:.4f}")
+            numbers = (
+                f"{block.mult_adds:,}",
+                f"{block.full_mult_adds:,}",
+                f"{block.ratio:.4f}",
+                f"{block.formula:.4f}",
+            )
             blocks.add_row(block.name, *numbers)
         console.print(blocks)
     kinds = _table("kinds of layer", "kind", "multiply-adds", "share", "weights", "share of weights")
@@ -57,7 +62,9 @@ def print_scores(console: Console, scores: _Scores) -> None:
         numbers.add_row(name, _number(value))
     console.print(numbers)
     classes = _table("AP per class", "class", "AP")
-    for name, value in sorted(scores.per_class.items(), key=lambda item: -1 if item[1] is None else item[1], reverse=True):
+    for name, value in sorted(
+        scores.per_class.items(), key=lambda item: -1 if item[1] is None else item[1], reverse=True
+    ):
         classes.add_row(name, _number(value))
     console.print(classes)
 
