@@ -35,20 +35,27 @@ def match_anchors(anchors_xyxy: Tensor, target: Target, *, positive_iou: float =
         iou = box_iou(target.boxes_xyxy, anchors_xyxy)  # [M, A]
         best_iou, best_box = iou.max(dim=0)
         matched = torch.where(best_iou >= positive_iou, best_box, matched)
-        _give_each_box_its_own_anchor(iou, matched)
+        boxes, anchors = _own_anchors(iou)
+        matched[anchors] = torch.tensor(boxes, device=matched.device)
     return matched
 
 
-def _give_each_box_its_own_anchor(iou: Tensor, matched: Tensor) -> None:
-    """Fill `matched` [A] in place from `iou` [M, A]; a box that overlaps no free anchor gets none."""
-    num_anchors = iou.shape[1]
-    free = iou.clone()
-    for _ in range(len(iou)):
-        best = free.argmax()
-        box, anchor = best // num_anchors, best % num_anchors
-        matched[anchor] = torch.where(free[box, anchor] > 0, box, matched[anchor])
-        free[box] = -1
-        free[:, anchor] = -1
+def _own_anchors(iou: Tensor) -> tuple[list[int], list[int]]:
+    """Boxes and the anchor that each gets for itself, from `iou` [M, A]; a box that overlaps no free anchor gets none.
+
+    At most M - 1 anchors are gone when a box's turn comes, so its own is among its M best: the search needs M × M
+    pairs, not M × A.
+    """
+    best_iou, best_anchor = iou.topk(min(iou.shape), dim=1)  # [M, M]
+    pairs_iou, pairs_anchor = best_iou.flatten().tolist(), best_anchor.flatten().tolist()
+    taken: dict[int, int] = {}  # anchor: box
+    served: set[int] = set()
+    for pair in sorted(range(len(pairs_iou)), key=pairs_iou.__getitem__, reverse=True):
+        box, anchor = pair // best_iou.shape[1], pairs_anchor[pair]
+        if pairs_iou[pair] > 0 and box not in served and anchor not in taken:
+            taken[anchor] = box
+            served.add(box)
+    return list(taken.values()), list(taken)
 
 
 def _ignorable(anchors_xyxy: Tensor, target: Target) -> Tensor:
