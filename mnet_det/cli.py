@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="mnet-det",
-    help="Object detection around MobileNet: train on COCO, see what width and resolution cost, run live on a laptop CPU.",
+    help="Object detection around MobileNet: train on COCO, see what width costs, run live on a laptop CPU.",
     epilog="Add --debug to any command for the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,

@@ -84,6 +84,9 @@ class ModelConfig(_Section):
         return self
 
 
+Split = Literal["train", "val"]
+
+
 class DataConfig(_Section):
     """Where the images are. `root` is a folder laid out like COCO; the four paths override its parts."""
 
@@ -94,9 +97,9 @@ class DataConfig(_Section):
     val_annotations: UserPath | None = None
     augment: Literal["none", "flip", "ssd", "ssdlite"] = "ssd"
     workers: NotNegativeInt = 2
-    classes: tuple[str, ...] | None = Field(default=None, description="a subset by name")
+    classes: tuple[str, ...] | None = Field(default=None, min_length=1, description="a subset by name")
 
-    def images(self, split: Literal["train", "val"]) -> Path:
+    def images(self, split: Split) -> Path:
         """Folder of a split's images.
 
         Raises:
@@ -104,7 +107,7 @@ class DataConfig(_Section):
         """
         return self._path(split, "images", f"{split}2017")
 
-    def annotations(self, split: Literal["train", "val"]) -> Path:
+    def annotations(self, split: Split) -> Path:
         """Annotation file of a split.
 
         Raises:
@@ -128,7 +131,7 @@ class TrainConfig(_Section):
     """How to train. `lr` is for `batch_size` as it stands; `ema` is the decay, 0 for none."""
 
     epochs: PositiveInt = 120
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[Int, Field(ge=2)] = 64  # batch norm needs two values on a 1×1 map
     lr: PositiveFloat = 0.05
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     momentum: Fraction = 0.9
@@ -150,6 +153,8 @@ class TrainConfig(_Section):
     def _steps_lie_inside(self) -> TrainConfig:
         if self.schedule == "steps" and not self.step_epochs:
             raise ValueError("schedule 'steps' needs step_epochs, for example step_epochs=[80,110]")
+        if list(self.step_epochs) != sorted(set(self.step_epochs)) or max(self.step_epochs, default=0) > self.epochs:
+            raise ValueError(f"step_epochs must rise and end by epoch {self.epochs}, got {list(self.step_epochs)}")
         return self
 
 

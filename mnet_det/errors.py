@@ -1,4 +1,4 @@
-"""The errors a user can cause. Their text says what came, what was expected and what to do; the command line prints it alone."""
+"""The errors a user can cause. The text says what came, what was expected and what to do; it is printed alone."""
 
 
 class MnetDetError(Exception):

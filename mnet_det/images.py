@@ -5,8 +5,6 @@ Grey, alpha and 16-bit files become 8-bit RGB. EXIF rotation is applied only whe
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 import cv2

@@ -119,7 +119,8 @@ def _report(outcome: Outcome, out: Path, console: Console) -> None:
         f"{outcome.to_markdown()}\n"
         f"Scored by pycocotools on {outcome.scores.images} drawn validation images. Network: one image, "
         f"{outcome.latency.runtime}, {outcome.latency.threads} threads, median. Frames a second: reading, detecting, "
-        f"drawing and recording a {outcome.live.frames}-frame clip. Training took {outcome.training_s:.0f} s. {where}.\n"
+        f"drawing and recording a {outcome.live.frames}-frame clip. "
+        f"Training took {outcome.training_s:.0f} s. {where}.\n"
     )
     write_text(out / "report.md", text)
     write_json(

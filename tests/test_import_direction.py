@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     "mnet_det": -1,  # `import mnet_det` is free
     **dict.fromkeys(("structures", "errors"), 0),
-    **dict.fromkeys(("config", "images", "preprocess", "draw", "catalogue", "download", "doctor", "files", "cache"), 1),
+    **dict.fromkeys(("files", "cache"), 0.5),  # level 1, below the rest of it
+    **dict.fromkeys(("config", "images", "preprocess", "draw", "catalogue", "download", "doctor"), 1),
     **dict.fromkeys(("models", "data", "weights", "runtime"), 2),
     **dict.fromkeys(("engine", "report", "live"), 3),
     **dict.fromkeys(("cli", "quickstart", "__main__", "tools", "demo"), 4),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from mnet_det.config import DataConfig
+from mnet_det.config import DataConfig, Split
 from mnet_det.data.coco import CocoData, read_coco
 
 
-def open_data(config: DataConfig, split: Literal["train", "val"]) -> CocoData:
+def open_data(config: DataConfig, split: Split) -> CocoData:
     """The images and boxes of a split, all image files being there.
 
     Raises:

@@ -90,14 +90,15 @@ class CocoData:
         return Truth(self._boxes_xyxy[here], self._labels[here], self._crowd[here])
 
     def head(self, count: int) -> CocoData:
-        """The first `count` images that have boxes.
+        """The first `count` images that have boxes of single objects.
 
         Raises:
             DataError: no image has any.
         """
-        wanted = np.flatnonzero(np.diff(self._starts) > 0)[:count]
+        objects = np.concatenate([[0], np.cumsum(~self._crowd)])  # before each box
+        wanted = np.flatnonzero(np.diff(objects[self._starts]) > 0)[:count]
         if not len(wanted):
-            raise DataError(f"{self.folder}: none of its {len(self)} images has a box")
+            raise DataError(f"{self.folder}: none of its {len(self)} images has an object in it")
         rows = np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in wanted]).astype(np.int64)
         lengths = np.diff(self._starts)[wanted]
         return CocoData(
@@ -196,12 +197,10 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         for key, owner in (("image_id", "images"), ("category_id", "categories")):
             if annotation[key] not in known[owner]:
                 raise DataError(f"{place}: {key} {annotation[key]} is not among the {owner}")
-        box = annotation["bbox"]
-        if len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
-            raise DataError(f"{place}: bbox {box} is not four finite numbers x, y, width, height")
+        _check_box(place, annotation["bbox"])
         annotation["id"] = number + 1  # COCOeval takes 0 for "no match", and boxes of one id for one box
         if annotation.get("area") is None:
-            annotation["area"] = box[2] * box[3]
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         annotation["iscrowd"] = annotation.get("iscrowd") or 0
     return content
 
@@ -216,14 +215,15 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     _check_entries(
         path, "results", content, {"image_id": (int, str), "category_id": int, "bbox": list, "score": (int, float)}
     )
+    for number, result in enumerate(content):
+        _check_box(f"{path}: results[{number}]", result["bbox"])
+        if not math.isfinite(result["score"]):
+            raise DataError(f"{path}: results[{number}]: score {result['score']} is not a finite number")
     return list(content)
 
 
-def to_results(
-    detections: Detections, *, image_id: int | str, category_ids: Sequence[int], labels: NDArray[np.int64] | None = None
-) -> list[dict[str, Any]]:
+def to_results(detections: Detections, *, image_id: int | str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Detections of one image as entries of a COCO results file, with the data's own category ids."""
-    labels = detections.labels if labels is None else labels
     return [
         {
             "image_id": image_id,
@@ -232,7 +232,7 @@ def to_results(
             "score": score,
         }
         for (left, top, right, bottom), score, label in zip(
-            detections.boxes_xyxy.tolist(), detections.scores.tolist(), labels.tolist(), strict=True
+            detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
         )
     ]
 
@@ -273,6 +273,11 @@ def _check_entries(path: Path, key: str, entries: Any, fields: dict[str, Any]) -
             value = entry.get(field) if isinstance(entry, dict) else None
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise DataError(f"{path}: {key}[{number}]: '{field}' is {value!r}, expected {_kind_name(kind)}")
+
+
+def _check_box(place: str, box: list[Any]) -> None:
+    if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
+        raise DataError(f"{place}: bbox {box} is not four finite numbers x, y, width, height")
 
 
 def _kind_name(kind: Any) -> str:

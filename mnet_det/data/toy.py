@@ -286,7 +286,7 @@ def _find_place(
     while True:
         outline = _outline(
             label,
-            size_px=rng.uniform(smallest, largest),
+            size_px=math.sqrt(rng.uniform(smallest**2, largest**2)),
             turn=rng.uniform(-max_turn, max_turn),
             stretch=rng.uniform(*STRETCH_RANGE),
         )

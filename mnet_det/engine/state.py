@@ -49,7 +49,7 @@ def start_state(
 ) -> State:
     """Random weights and fresh everything; `scale_loss` for fp16."""
     detector = build_detector(config.model, num_classes=num_classes).to(device)
-    detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    detector = detector.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(detector, config.train)
     return State(
         detector=detector,
@@ -115,7 +115,7 @@ def restore_state(state: State, path: Path, config: Config, data: CocoData) -> N
 
 
 def _average(detector: Detector, *, decay: float) -> AveragedModel:
-    """Exponential moving average of weights and batch-norm statistics; its decay ramps up, to forget the random start."""
+    """Exponential moving average of weights and batch-norm statistics; its decay rises, to forget the random start."""
 
     @torch.no_grad()
     def update(averaged: Any, current: Any, updates: Tensor | int) -> None:

@@ -89,9 +89,9 @@ def describe(
 
 def fuse(detector: Detector) -> Detector:
     """A copy in eval mode with every batch norm folded into its convolution; the outputs stay the same."""
-    fused: Detector = copy.deepcopy(detector).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused: Detector = copy.deepcopy(detector).eval().to(memory_format=torch.channels_last)
     for module in fused.modules():
         if isinstance(module, ConvBNReLU6):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()
+            module.bn = nn.Identity()  # type: ignore[assignment]
     return fused

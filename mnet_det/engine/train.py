@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mnet_det.config import Config
+from mnet_det.config import Config, Split
 from mnet_det.data import open_data
 from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData
@@ -67,7 +67,7 @@ def train(
     device = pick_device(config.train.device)
     torch.manual_seed(config.train.seed)
     config = config if overfit is None else overfit_config(config, images=overfit)
-    val_split = "val" if overfit is None else "train"
+    val_split: Split = "val" if overfit is None else "train"
     data, val_data = open_data(config.data, "train"), open_data(config.data, val_split)
     if overfit is not None:
         data = val_data = data.head(overfit)
@@ -170,13 +170,13 @@ def _train_epoch(
         if state.epoch == 0 and step == 0:
             write_image(out / "train_batch.jpg", picture_batch(batch, class_names))
         for name, value in _step(state, batch.to(device), config).items():
-            sums[name] = sums.get(name, 0.0) + value.detach()
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         asked = time.perf_counter()
     seconds = time.perf_counter() - started
-    means: Row = {f"loss_{name}": float(value) / len(loader) for name, value in sums.items()}
+    means = {f"loss_{name}": float(value) / len(loader) for name, value in sums.items()}
     return {
-        "lr": state.schedule.get_last_lr()[0],
-        "loss": sum(float(value) for value in sums.values()) / len(loader),
+        "lr": float(state.schedule.get_last_lr()[0]),
+        "loss": sum(means.values()),
         **means,
         "images_per_second": len(loader) * config.train.batch_size / seconds,
         "waiting_for_data": waited / seconds,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from mnet_det.config import ModelConfig
 from mnet_det.models.detector import Detector
+from mnet_det.models.layers import ConvStyle
 from mnet_det.models.mobilenet_v1 import MobileNetV1, MobileNetV1Classifier
 from mnet_det.models.ssd import SSD
+
 
 def build_detector(config: ModelConfig, *, num_classes: int) -> Detector:
     """A detector with random weights for `num_classes` foreground classes."""
@@ -13,9 +15,7 @@ def build_detector(config: ModelConfig, *, num_classes: int) -> Detector:
         _build_backbone(config, taps=config.taps),
         num_classes=num_classes,
         lite=config.head == "ssdlite",
-        padding=config.padding,
-        bn_eps=config.bn_eps,
-        bn_momentum=config.bn_momentum,
+        style=_style(config),
         anchor_scales=config.anchor_scales,
         class_loss=config.class_loss,
         box_loss=config.box_loss,
@@ -30,11 +30,9 @@ def build_classifier(config: ModelConfig, *, num_classes: int = 1000) -> MobileN
 
 def _build_backbone(config: ModelConfig, *, taps: tuple[int, ...]) -> MobileNetV1:
     return MobileNetV1(
-        config.alpha,
-        taps=taps,
-        padding=config.padding,
-        separable=config.separable,
-        shallow=config.shallow,
-        bn_eps=config.bn_eps,
-        bn_momentum=config.bn_momentum,
+        config.alpha, taps=taps, separable=config.separable, shallow=config.shallow, style=_style(config)
     )
+
+
+def _style(config: ModelConfig) -> ConvStyle:
+    return ConvStyle(padding=config.padding, bn_eps=config.bn_eps, bn_momentum=config.bn_momentum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,6 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Padding = Literal["symmetric", "same"]
+
+
+@dataclass(frozen=True)
+class ConvStyle:
+    """What all convolutions of a network share.
+
+    Attributes:
+        padding: symmetric, or TensorFlow's SAME.
+        bn_eps: batch norm's epsilon.
+        bn_momentum: weight of the newest batch in batch norm's running statistics.
+    """
+
+    padding: Padding = "symmetric"
+    bn_eps: float = 1e-3
+    bn_momentum: float = 0.03
 
 
 class Conv2dSame(nn.Conv2d):
@@ -41,22 +57,21 @@ class ConvBNReLU6(nn.Sequential):
         kernel: int,
         stride: int = 1,
         groups: int = 1,
-        padding: Padding = "symmetric",
-        bn_eps: float,
-        bn_momentum: float,
+        style: ConvStyle = ConvStyle(),
     ) -> None:
         super().__init__()
-        conv = nn.Conv2d if padding == "symmetric" else Conv2dSame
+        symmetric = style.padding == "symmetric"
+        conv = nn.Conv2d if symmetric else Conv2dSame
         self.conv = conv(
             in_channels,
             out_channels,
             kernel,
             stride=stride,
-            padding=kernel // 2 if padding == "symmetric" else 0,
+            padding=kernel // 2 if symmetric else 0,
             groups=groups,
             bias=False,
         )
-        self.bn = nn.BatchNorm2d(out_channels, eps=bn_eps, momentum=bn_momentum)
+        self.bn = nn.BatchNorm2d(out_channels, eps=style.bn_eps, momentum=style.bn_momentum)
         self.act = nn.ReLU6()
         # He's initialisation over fan-in. Fan-out would count all channels of a depthwise convolution, though each
         # filter sees one, and leave its output so small that batch norm's epsilon of 1e-3 swallows it.

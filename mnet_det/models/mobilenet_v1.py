@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from mnet_det.models.layers import ConvBNReLU6, Padding, PixelNormalization
+from mnet_det.models.layers import ConvBNReLU6, ConvStyle, PixelNormalization
 
 STEM_CHANNELS = 32
 BLOCKS = {
@@ -55,16 +54,11 @@ class SeparableBlock(nn.Module):
         out_channels: int,
         *,
         stride: int = 1,
-        padding: Padding = "symmetric",
-        bn_eps: float = 1e-3,
-        bn_momentum: float = 0.03,
+        style: ConvStyle = ConvStyle(),
     ) -> None:
         super().__init__()
-        norm: dict[str, Any] = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
-        self.depthwise = ConvBNReLU6(
-            in_channels, in_channels, kernel=3, stride=stride, groups=in_channels, padding=padding, **norm
-        )
-        self.pointwise = ConvBNReLU6(in_channels, out_channels, kernel=1, padding=padding, **norm)
+        self.depthwise = ConvBNReLU6(in_channels, in_channels, kernel=3, stride=stride, groups=in_channels, style=style)
+        self.pointwise = ConvBNReLU6(in_channels, out_channels, kernel=1, style=style)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] to [B, N, ceil(H / stride), ceil(W / stride)]."""
@@ -85,23 +79,19 @@ class MobileNetV1(nn.Module):
         alpha: float = 1.0,
         *,
         taps: Sequence[int] = (11, 13),
-        padding: Padding = "symmetric",
         separable: bool = True,
         shallow: bool = False,
-        bn_eps: float = 1e-3,
-        bn_momentum: float = 0.03,
+        style: ConvStyle = ConvStyle(),
     ) -> None:
         """Build the network.
 
         Args:
             alpha: width multiplier, any number above 0; `scale_channels` states the rounding.
-            taps: block numbers of Table 1, ascending. Where the shallow network lacks one, its last block before it
-                that has the same stride stands in (6 for 11).
-            padding: symmetric, or TensorFlow's SAME.
+            taps: block numbers of Table 1, ascending; blocks after the last are not built. Where the shallow network
+                lacks one, its last block before it stands in, which has the same stride (6 for 11).
             separable: False puts one full 3×3 convolution in each block's place (Table 4).
             shallow: leave out the five blocks at 14×14×512 (Table 5).
-            bn_eps: batch norm's epsilon.
-            bn_momentum: weight of the newest batch in batch norm's running statistics.
+            style: padding and batch norm.
 
         Raises:
             ValueError: alpha is not positive, or a tap is not a block.
@@ -112,20 +102,21 @@ class MobileNetV1(nn.Module):
         if not taps or list(taps) != sorted(set(taps)) or not set(taps) <= set(BLOCKS):
             raise ValueError(f"taps must be ascending block numbers from 1 to 13, got {list(taps)}")
         self.alpha = alpha
-        common: dict[str, Any] = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
         channels = scale_channels(STEM_CHANNELS, alpha)
         stride = 2
-        self.stem = ConvBNReLU6(3, channels, kernel=3, stride=2, **common)
+        self.stem = ConvBNReLU6(3, channels, kernel=3, stride=2, style=style)
         self.blocks = nn.ModuleDict()
         # Of each block number: the name of the block that stands for it, its channels and stride.
         after: dict[int, tuple[str, int, int]] = {}
         for number, (base_channels, block_stride) in BLOCKS.items():
+            if number > taps[-1]:
+                break
             if not (shallow and number in SHALLOW_SKIPS):
                 out_channels = scale_channels(base_channels, alpha)
                 self.blocks[str(number)] = (
-                    SeparableBlock(channels, out_channels, stride=block_stride, **common)
+                    SeparableBlock(channels, out_channels, stride=block_stride, style=style)
                     if separable
-                    else ConvBNReLU6(channels, out_channels, kernel=3, stride=block_stride, **common)
+                    else ConvBNReLU6(channels, out_channels, kernel=3, stride=block_stride, style=style)
                 )
                 channels, stride = out_channels, stride * block_stride
             after[number] = (list(self.blocks)[-1], channels, stride)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mnet_det.models.anchors import AnchorGenerator
 from mnet_det.models.box_coder import BoxCoder
 from mnet_det.models.detector import Detector
-from mnet_det.models.layers import ConvBNReLU6, Padding, PixelNormalization
+from mnet_det.models.layers import ConvBNReLU6, ConvStyle, PixelNormalization
 from mnet_det.models.losses import focal_loss, giou_loss, smooth_l1_loss, softmax_multibox_loss
 from mnet_det.models.matching import IGNORED, match_anchors
 from mnet_det.models.mobilenet_v1 import MobileNetV1, scale_channels
@@ -35,20 +35,17 @@ class ExtraMap(nn.Module):
         *,
         inner_channels: int,
         lite: bool,
-        padding: Padding,
-        bn_eps: float,
-        bn_momentum: float,
+        style: ConvStyle,
     ) -> None:
         super().__init__()
-        common: dict[str, Any] = {"padding": padding, "bn_eps": bn_eps, "bn_momentum": bn_momentum}
-        self.reduce = ConvBNReLU6(in_channels, inner_channels, kernel=1, **common)
+        self.reduce = ConvBNReLU6(in_channels, inner_channels, kernel=1, style=style)
         self.shrink: nn.Module = (
             nn.Sequential(
-                ConvBNReLU6(inner_channels, inner_channels, kernel=3, stride=2, groups=inner_channels, **common),
-                ConvBNReLU6(inner_channels, out_channels, kernel=1, **common),
+                ConvBNReLU6(inner_channels, inner_channels, kernel=3, stride=2, groups=inner_channels, style=style),
+                ConvBNReLU6(inner_channels, out_channels, kernel=1, style=style),
             )
             if lite
-            else ConvBNReLU6(inner_channels, out_channels, kernel=3, stride=2, **common)
+            else ConvBNReLU6(inner_channels, out_channels, kernel=3, stride=2, style=style)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -71,9 +68,7 @@ class SSD(Detector):
         *,
         num_classes: int,
         lite: bool = False,
-        padding: Padding = "symmetric",
-        bn_eps: float = 1e-3,
-        bn_momentum: float = 0.03,
+        style: ConvStyle = ConvStyle(),
         anchor_scales: tuple[float, float] = (0.2, 0.95),
         class_loss: Literal["softmax", "focal"] = "softmax",
         box_loss: Literal["smooth_l1", "giou"] = "smooth_l1",
@@ -89,18 +84,17 @@ class SSD(Detector):
         self.normalize = PixelNormalization()
         self.backbone = backbone
         self.extras = nn.ModuleList()
-        norm = {"bn_eps": bn_eps, "bn_momentum": bn_momentum}
         channels = list(backbone.channels)
         for base_channels in EXTRA_CHANNELS:
             inner, outer = (
                 scale_channels(base, backbone.alpha, minimum=MIN_EXTRA_CHANNELS)
                 for base in (base_channels // 2, base_channels)
             )
-            self.extras.append(ExtraMap(channels[-1], outer, inner_channels=inner, lite=lite, padding=padding, **norm))
+            self.extras.append(ExtraMap(channels[-1], outer, inner_channels=inner, lite=lite, style=style))
             channels.append(outer)
         self.class_predictors, self.box_predictors = (
             nn.ModuleList(
-                _predictor(width, per_cell * outputs, lite=lite, padding=padding, **norm)
+                _predictor(width, per_cell * outputs, lite=lite, style=style)
                 for width, per_cell in zip(channels, self.anchors.num_per_cell, strict=True)
             )
             for outputs in (num_classes + 1, 4)
@@ -163,24 +157,14 @@ class SSD(Detector):
                 biases[:, 1:] = logit
 
 
-def _predictor(
-    in_channels: int, outputs: int, *, lite: bool, padding: Padding, bn_eps: float, bn_momentum: float
-) -> nn.Module:
+def _predictor(in_channels: int, outputs: int, *, lite: bool, style: ConvStyle) -> nn.Module:
     linear = nn.Conv2d(in_channels, outputs, 1)
     nn.init.normal_(linear.weight, std=0.03)  # TensorFlow's value for SSD
-    nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+    assert linear.bias is not None
+    nn.init.zeros_(linear.bias)
     if not lite:
         return linear
-    depthwise = ConvBNReLU6(
-        in_channels,
-        in_channels,
-        kernel=3,
-        groups=in_channels,
-        padding=padding,
-        bn_eps=bn_eps,
-        bn_momentum=bn_momentum,
-    )
-    return nn.Sequential(depthwise, linear)
+    return nn.Sequential(ConvBNReLU6(in_channels, in_channels, kernel=3, groups=in_channels, style=style), linear)
 
 
 def _predict_maps(maps: Sequence[Tensor], predictors: nn.ModuleList, outputs: int) -> Tensor:

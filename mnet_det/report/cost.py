@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds and parameters, a layer at a time and by kind (the paper's Tables 1, 2, 4 to 7)."""
+"""What a network costs: multiply-adds and parameters, a layer at a time and by kind (the paper's Tables 1 to 7)."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_head_is_the_first_images_with_boxes(tmp_path: Path) -> None:
 
 def test_head_of_data_without_boxes_says_so(tmp_path: Path) -> None:
     """It ended in numpy's "need at least one array to concatenate", a traceback for `train --overfit`."""
-    with pytest.raises(DataError, match="none of its 3 images has a box"):
+    with pytest.raises(DataError, match="none of its 3 images has an object"):
         read(tmp_path, content()).head(8)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnet_det.models.layers import Conv2dSame, ConvBNReLU6, PixelNormalization
+from mnet_det.models.layers import Conv2dSame, ConvBNReLU6, ConvStyle, PixelNormalization
 
 
 def sum_of_window(*, kernel: int, stride: int) -> Conv2dSame:
@@ -47,7 +47,7 @@ def test_same_padding_differs_from_symmetric_only_at_stride_2_on_even_sizes(
 
 
 def test_activation_follows_batch_norm_and_is_cut_at_6() -> None:
-    layer = ConvBNReLU6(1, 1, kernel=1, bn_eps=1e-12, bn_momentum=0.5).eval()
+    layer = ConvBNReLU6(1, 1, kernel=1, style=ConvStyle(bn_eps=1e-12, bn_momentum=0.5)).eval()
     nn.init.constant_(layer.conv.weight, 2.0)
     layer.bn.running_mean.fill_(1.0)
     layer.bn.running_var.fill_(4.0)
@@ -63,7 +63,7 @@ def test_depthwise_filters_start_large_enough_for_batch_norms_epsilon() -> None:
     With it the output of 512 channels had a variance near 0.002, and an epsilon of 0.001 took a third of it.
     """
     torch.manual_seed(0)
-    layer = ConvBNReLU6(512, 512, kernel=3, groups=512, bn_eps=1e-3, bn_momentum=0.03)
+    layer = ConvBNReLU6(512, 512, kernel=3, groups=512)
     out = layer.conv(torch.randn(2, 512, 8, 8))
     assert out.var() > 1.0  # 2 in the middle, less where the padding is seen
 

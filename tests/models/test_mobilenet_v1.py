@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from mnet_det.models.layers import Conv2dSame
+from mnet_det.models.layers import Conv2dSame, ConvStyle
 from mnet_det.models.mobilenet_v1 import MobileNetV1, MobileNetV1Classifier, scale_channels
 
 
@@ -24,7 +24,7 @@ def test_outputs_equal_timms_mobilenetv1_with_the_same_weights() -> None:
         if isinstance(module, nn.BatchNorm2d):  # else the fresh statistics hide what batch norm does
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    ours = MobileNetV1Classifier(MobileNetV1(1.0, taps=(13,), bn_eps=1e-5)).eval()
+    ours = MobileNetV1Classifier(MobileNetV1(1.0, taps=(13,), style=ConvStyle(bn_eps=1e-5))).eval()
     names = [name for name in ours.state_dict() if not name.startswith("normalize.")]
     # Both list stem, blocks and classifier in the order of the data, so the tensors pair up one to one.
     weights = dict(zip(names, theirs.state_dict().values(), strict=True))
@@ -56,7 +56,7 @@ def test_parameters_are_those_of_the_papers_ablations(settings: dict[str, bool],
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.6, 1.0])
 def test_declared_channels_and_strides_are_those_of_the_maps(alpha: float, padding: str) -> None:
-    backbone = MobileNetV1(alpha, taps=(3, 5, 11, 13), padding=padding).eval()  # type: ignore[arg-type]
+    backbone = MobileNetV1(alpha, taps=(3, 5, 11, 13), style=ConvStyle(padding=padding)).eval()  # type: ignore[arg-type]
     height, width = 75, 98
     with torch.inference_mode():
         maps = backbone(torch.zeros(1, 3, height, width))
@@ -96,14 +96,18 @@ def test_channels_are_rounded_down_but_never_below_8(channels: int, alpha: float
 
 
 def test_padding_reaches_every_convolution() -> None:
-    backbone = MobileNetV1(0.25, padding="same")
+    backbone = MobileNetV1(0.25, style=ConvStyle(padding="same"))
     convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 1 + 13 * 2
     assert all(isinstance(module, Conv2dSame) for module in convolutions)
 
 
 def test_batch_norm_settings_reach_every_layer() -> None:
-    norms = [m for m in MobileNetV1(0.25, bn_eps=0.5, bn_momentum=0.25).modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [
+        m
+        for m in MobileNetV1(0.25, style=ConvStyle(bn_eps=0.5, bn_momentum=0.25)).modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(0.5, 0.25)}
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from mnet_det.cache import cache_folder
 from mnet_det.errors import CheckpointError, MissingPackageError
 from mnet_det.runtime import cache
-from mnet_det.cache import cache_folder
 from mnet_det.runtime.cache import exported
 
 
