@@ -29,7 +29,8 @@ CATEGORY_IDS = (3, 7, 11, 18, 24, 40)
 
 OBJECTS_PER_IMAGE = (3, 6)
 SIZE_RANGE = (0.08, 0.6)
-"""Longer side of an object's box, as a share of the image's shorter side."""
+USUAL_SIZE = 0.4
+"""Longer side of an object's box, as a share of the image's shorter side: the limits, and what is most frequent."""
 
 SMALLEST_PX = 12
 """Below this the shapes look alike; it overrides `SIZE_RANGE` in small images."""
@@ -39,6 +40,11 @@ MAX_HIDDEN = 0.4
 
 STRETCH_RANGE = (0.8, 1.25)
 MAX_SQUARE_TURN = math.radians(15)
+GROUND_RANGE = (20, 110)
+OBJECT_RANGE = (90, 255)
+MIN_BRIGHTEST = 180
+"""Grounds are dark and objects bright in at least one channel, of any hue: both brightnesses in every mixture would
+take a small network many times as long to learn."""
 MIN_CONTRAST = 100
 """Least distance, in RGB space, between an object's colour and the mean of what it is drawn on."""
 
@@ -286,7 +292,7 @@ def _find_place(
     while True:
         outline = _outline(
             label,
-            size_px=math.sqrt(rng.uniform(smallest**2, largest**2)),
+            size_px=rng.triangular(smallest, USUAL_SIZE * min(image_hw), largest),
             turn=rng.uniform(-max_turn, max_turn),
             stretch=rng.uniform(*STRETCH_RANGE),
         )
@@ -355,12 +361,12 @@ def _paint(canvas: Image, footprint: _Footprint, rng: np.random.Generator, colou
 
 def _draw_background(rng: np.random.Generator, image_hw: tuple[int, int]) -> Image:
     """Two colours mixed by a texture, with a few scratches."""
-    colour = rng.uniform(0, 255, 3)
-    canvas = _draw_texture(rng, image_hw, colour, _near_colour(rng, colour, spread=70))
+    colour = rng.uniform(*GROUND_RANGE, 3)
+    canvas = _draw_texture(rng, image_hw, colour, _near_colour(rng, colour, spread=40))
     limits_xy = image_hw[::-1]
     for _ in range(rng.integers(0, 7)):
         start_xy, end_xy = (tuple(map(int, rng.integers(0, limits_xy))) for _ in range(2))
-        scratch = tuple(map(float, _near_colour(rng, colour, spread=90)))
+        scratch = tuple(map(float, _near_colour(rng, colour, spread=60)))
         cv2.line(canvas, start_xy, end_xy, scratch, int(rng.integers(1, 4)), cv2.LINE_AA)
     return canvas
 
@@ -402,8 +408,8 @@ def _contrasting_colour(rng: np.random.Generator, ground: Image) -> NDArray[np.f
     """A colour away from the mean of RGB pixels [h, w, 3]."""
     mean = np.array(cv2.mean(ground)[:3])
     while True:
-        colour = rng.uniform(0, 255, 3)
-        if np.linalg.norm(colour - mean) >= MIN_CONTRAST:
+        colour = rng.uniform(*OBJECT_RANGE, 3)
+        if colour.max() >= MIN_BRIGHTEST and np.linalg.norm(colour - mean) >= MIN_CONTRAST:
             return colour
 
 
