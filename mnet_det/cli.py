@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 
 TRAIN_PACKAGES = {"torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard"}
+PIPE_WIDTH = 160
+"""Columns of tables that go to a file or another program; left alone, rich cuts them to 80."""
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]…", show_default=False)]
 ModelPath = Annotated[
@@ -104,7 +106,7 @@ def info(
     path, overrides = _split(words)
     base = {"classifier": 224, "ssd": 300, "ssdlite": 320}
     if head is not None and head not in base:
-        raise ConfigError(f"--head {head}: expected one of {', '.join(base)}")
+        raise typer.BadParameter(f"--head {head}: expected one of {', '.join(base)}")
     if path is None or head == "classifier":
         side = base[head or "ssd"]
         overrides.insert(0, f"model.base_hw=[{side},{side}]")
@@ -129,7 +131,7 @@ def train(
     words: Words = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME of the config unless given.")] = None,
     resume: Annotated[
-        str | None, typer.Option(help="A checkpoint to go on from, or auto: the run folder's last one, if any.")
+        str | None, typer.Option(help="A checkpoint to go on from, or auto: the newest one of this run, if any.")
     ] = None,
     overfit: Annotated[
         int | None, typer.Option(min=1, help="Learn and score this many images by heart; proves data and settings.")
@@ -144,7 +146,7 @@ def train(
 
     path, overrides = _split(words)
     if path is None:
-        raise ConfigError("train needs a config file, for example configs/ssd300_mobilenet_v1.yaml")
+        raise typer.BadParameter("train needs a config file, for example configs/ssd300_mobilenet_v1.yaml")
     config = load_config(path, overrides)
     folder, checkpoint = _run_folder(path.stem, out, resume)
     result = run_training(config, out=folder, resume=checkpoint, overfit=overfit, console=_console())
@@ -285,7 +287,7 @@ def export(
     from mnet_det.engine.export import export_onnx
 
     if format != "onnx":
-        raise ConfigError(f"--format {format}: expected onnx")
+        raise typer.BadParameter(f"--format {format}: expected onnx")
     out = model.with_suffix(".onnx") if out is None else out
     print(export_onnx(model, out, images=calibration, batch=batch))
     print(f"wrote {out}")
@@ -379,22 +381,24 @@ def _split(words: list[str] | None) -> tuple[Path | None, list[str]]:
     settings = [word for word in words or [] if "=" in word]
     others = [word for word in words or [] if "=" not in word]
     if len(others) > 1:
-        raise ConfigError(f"{', '.join(others)}: expected one config file; settings are key=value")
+        raise typer.BadParameter(f"{', '.join(others)}: expected one config file; settings are key=value")
     return (Path(others[0]) if others else None), settings
 
 
 def _run_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to go on from. A folder that holds a run is never started over."""
+    """The run folder, and the checkpoint to go on from."""
     from mnet_det.files import free_folder
 
     folder = out or Path("runs") / name
     if resume == "auto":
-        last = folder / "last.pt"
-        return folder, last if last.exists() else None
+        runs = [folder, *folder.parent.glob(f"{folder.name}-[0-9]*")] if out is None else [folder]
+        checkpoints = [run / "last.pt" for run in runs if (run / "last.pt").exists()]
+        if not checkpoints:
+            return folder, None
+        newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
+        return newest.parent, newest
     if resume is not None:
         return out or Path(resume).parent, Path(resume)
-    if out is not None and (out / "last.pt").exists():
-        raise ConfigError(f"{out}: holds a run already; go on with --resume auto, or choose another --out")
     return out or free_folder(folder), None
 
 
@@ -402,7 +406,7 @@ def _numbers(name: str, text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
-        raise ConfigError(f"--{name} {text}: expected numbers with commas between, such as 1,0.5") from None
+        raise typer.BadParameter(f"--{name} {text}: expected numbers with commas between, such as 1,0.5") from None
 
 
 def _load(path: Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None) -> Predictor:
@@ -425,4 +429,4 @@ def _print_scores(scores: Any) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)

@@ -200,13 +200,13 @@ def parse_config(raw: Mapping[str, Any], *, source: str = "settings") -> Config:
     """Turn nested plain values (from YAML, JSON or a checkpoint) into a `Config`.
 
     Raises:
-        ConfigError: unknown or misspelt setting, or wrong type; all of them, one a line.
+        ConfigError: unknown or misspelt setting, or wrong type; all of them in one line.
     """
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(fault) for fault in error.errors(include_url=False)]
-        raise ConfigError(f"{source}: " + "\n".join(lines)) from None
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -240,7 +240,8 @@ def check_display() -> Finding:
     servers = [f"{name}={os.environ[name]}" for name in ("DISPLAY", "WAYLAND_DISPLAY") if os.environ.get(name)]
     if servers:
         return Finding("display", "ok", ", ".join(servers))
-    return Finding("display", "missing", "neither DISPLAY nor WAYLAND_DISPLAY is set", "mnet-det demo --screen browser")
+    mend = "mnet-det demo --screen none --record out.mp4"
+    return Finding("display", "missing", "neither DISPLAY nor WAYLAND_DISPLAY is set", mend)
 
 
 def check_cameras(devices: Path = Path("/dev")) -> Finding:

@@ -21,7 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         MnetDetError: the file cannot be written; what was at `path` before is still there.
     """
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # two processes may write one file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

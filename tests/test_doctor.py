@@ -238,7 +238,7 @@ def test_a_linux_without_display_offers_the_browser(monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name, raising=False)
     finding = doctor.check_display()
     assert finding.status == "missing"
-    assert finding.mend == "mnet-det demo --screen browser"
+    assert finding.mend == "mnet-det demo --screen none --record out.mp4"
     monkeypatch.setenv("DISPLAY", ":0")
     assert doctor.check_display() == Finding("display", "ok", "DISPLAY=:0")
 

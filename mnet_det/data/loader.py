@@ -54,19 +54,20 @@ class EpochBatches(Sampler[list[Draw]]):
     cannot work on one value: an incomplete last batch is left out, and a set smaller than a batch is repeated.
     """
 
-    def __init__(self, num_images: int, *, batch_size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, num_images: int, *, batch_size: int, seed: int, passes: int = 1) -> None:
+        """Batches over `num_images`; an epoch visits each of them `passes` times."""
         self._num_images = num_images
         self._batch_size = batch_size
         self._seed = seed
-        self._shuffle = shuffle
+        self._passes = passes
         self.epoch = 0
 
     def __len__(self) -> int:
-        return max(1, self._num_images // self._batch_size)
+        return max(1, self._num_images * self._passes // self._batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng([self._seed, self.epoch])
-        order = rng.permutation(self._num_images) if self._shuffle else np.arange(self._num_images)
+        order = np.concatenate([rng.permutation(self._num_images) for _ in range(self._passes)])
         order = np.resize(order, len(self) * self._batch_size)
         for batch in order.reshape(-1, self._batch_size):
             yield [(self.epoch, int(index)) for index in batch]

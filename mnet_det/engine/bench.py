@@ -53,7 +53,12 @@ def run_bench(
     with _random_models(alphas, rhos) as random_models:
         named = {str(path): path for path in models} | random_models
         predictors = {
-            f"{name}, {runtime}": load(_form_for(path, runtime), runtime=runtime, threads=threads, score=LIVE_SCORE)
+            f"{name}, {runtime}": load(
+                _form_for(path, runtime) if name in random_models else path,
+                runtime=runtime,
+                threads=threads,
+                score=LIVE_SCORE,
+            )
             for (name, path), runtime in itertools.product(named.items(), runtimes)
         }
         return benchmark(predictors, bench_images())
@@ -91,6 +96,5 @@ def _write_random_model(config: Config, path: Path) -> None:
 
 
 def _form_for(path: Path, runtime: str) -> Path:
-    """The exported file beside a checkpoint where there is one; torch itself takes the checkpoint."""
-    exported = path.with_suffix(".onnx")
-    return exported if path.suffix == ".pt" and runtime != "torch" and exported.exists() else path
+    """The export beside a random model's checkpoint, which torch itself takes."""
+    return path if runtime == "torch" else path.with_suffix(".onnx")

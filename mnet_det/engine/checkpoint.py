@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: missing, damaged, or not a checkpoint of mnet-det.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # as torch.save writes it; torch.load leaves the checksums unread
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("a checksum does not fit")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint that can be read ({reason[:120]}); is the file whole?"
@@ -108,7 +112,7 @@ def load_fitting(detector: Detector, path: Path) -> tuple[int, int]:
     state = detector.state_dict()
     weights = load_checkpoint(path).weights
     fitting = {name: tensor for name, tensor in weights.items() if name in state and tensor.shape == state[name].shape}
-    if not fitting:
-        raise CheckpointError(f"{path}: none of its {len(weights)} tensors fits this model; do alpha and head agree?")
+    if not any(tensor.ndim > 1 for tensor in fitting.values()):  # a few scalars fit every model
+        raise CheckpointError(f"{path}: none of its convolutions fits this model; do alpha and head agree?")
     detector.load_state_dict(fitting, strict=False)
     return len(fitting), len(state)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from mnet_det.data.coco import CocoData, read_coco_json, to_results
 from mnet_det.errors import DataError
 from mnet_det.runtime.predictor import Predictor
+from mnet_det.structures import Image
 
 NUMBERS = (
     "AP",
@@ -77,17 +80,15 @@ def detect_all(predictor: Predictor, data: CocoData, *, batch_size: int = 1) -> 
     """
     category_ids = _join_classes(predictor.class_names, data)
     kept = np.array([category_id is not None for category_id in category_ids])
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for indices in _chunks(range(len(data)), max(batch_size, READ_AHEAD)):
-            images = list(pool.map(data.image, indices))
-            for start in range(0, len(images), batch_size):
-                found = predictor.batch(images[start : start + batch_size])
-                for index, detections in zip(indices[start : start + batch_size], found, strict=True):
-                    yield to_results(
-                        detections[kept[detections.labels]],
-                        image_id=int(data.image_ids[index]),
-                        category_ids=category_ids,  # type: ignore[arg-type]  # those kept have ids
-                    )
+    images = _read_ahead(data)
+    for start in range(0, len(data), batch_size):
+        found = predictor.batch(list(itertools.islice(images, batch_size)))
+        for index, detections in enumerate(found, start=start):
+            yield to_results(
+                detections[kept[detections.labels]],
+                image_id=int(data.image_ids[index]),
+                category_ids=category_ids,  # type: ignore[arg-type]  # those kept have ids
+            )
 
 
 def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Scores:
@@ -163,7 +164,8 @@ def _join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None
 
 def _coco(content: Mapping[str, Any]) -> COCO:
     coco = COCO()
-    coco.dataset = {"info": {}, **content}
+    # COCOeval writes into the annotations it judges by
+    coco.dataset = {"info": {}, **content, "annotations": [dict(annotation) for annotation in content["annotations"]]}
     coco.createIndex()
     return coco
 
@@ -173,5 +175,13 @@ def _mean(precision: np.ndarray) -> float | None:
     return float(valid.mean()) if valid.size else None
 
 
-def _chunks(indices: range, size: int) -> Iterator[range]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
+def _read_ahead(data: CocoData) -> Iterator[Image]:
+    """All images in order, the next ones being decoded meanwhile."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        pending: deque[Future[Image]] = deque()
+        for index in range(len(data)):
+            pending.append(pool.submit(data.image, index))
+            if len(pending) > READ_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -13,7 +13,7 @@ import torch
 from mnet_det.config import Config
 from mnet_det.data.toy import draw_scene
 from mnet_det.engine.checkpoint import load_checkpoint
-from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
+from mnet_det.engine.torch_backend import TorchBackend, describe_checkpoint, fuse
 from mnet_det.errors import ConfigError, DataError, ExportError
 from mnet_det.files import whole_file
 from mnet_det.images import list_images, read_image
@@ -81,12 +81,7 @@ def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int
     if out.suffix.lower() != ".onnx":
         raise ConfigError(f"{out}: expected a name that ends in .onnx")
     checkpoint = load_checkpoint(path)
-    metadata = describe(
-        checkpoint.config,
-        name=path.parent.name or path.stem,
-        class_names=checkpoint.class_names,
-        category_ids=checkpoint.category_ids,
-    )
+    metadata = describe_checkpoint(checkpoint, path)
     detector = checkpoint.build()
     with whole_file(out) as temporary:
         write_onnx(detector, metadata, temporary, batch=batch)

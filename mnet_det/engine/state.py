@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ from mnet_det.data.coco import CocoData
 from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mnet_det.engine.schedule import build_optimizer, build_schedule
 from mnet_det.errors import CheckpointError
+from mnet_det.files import whole_file
 from mnet_det.models import build_detector
 from mnet_det.models.detector import Detector
+
+KEPT_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "batch_size")
+"""Settings of `train` that a run keeps to its end: the optimiser's state brings its own, the schedule counts steps."""
 
 
 @dataclass
@@ -72,11 +76,11 @@ def save_state(state: State, config: Config, data: CocoData, out: Path, *, best:
         "epoch": state.epoch,
         "best_ap": state.best_ap,
     }
-    last, newest = out / "last.pt", out / "newest.pt"
-    save_checkpoint(newest, Checkpoint(config, data.class_names, data.category_ids, weights, training))
-    if last.exists():
-        os.replace(last, out / "previous.pt")
-    os.replace(newest, last)
+    last = out / "last.pt"
+    if last.exists():  # copied, not renamed: a run that is killed here still has its last.pt
+        with whole_file(out / "previous.pt") as temporary:
+            shutil.copyfile(last, temporary)
+    save_checkpoint(last, Checkpoint(config, data.class_names, data.category_ids, weights, training))
     if best:
         save_checkpoint(out / "best.pt", Checkpoint(config, data.class_names, data.category_ids, weights))
 
@@ -85,7 +89,7 @@ def restore_state(state: State, path: Path, config: Config, data: CocoData) -> N
     """Bring `state` to where a checkpoint left off.
 
     Raises:
-        CheckpointError: the file is no `last.pt`, or its model or classes are not this run's.
+        CheckpointError: the file is no `last.pt`, or its model, optimiser or classes are not this run's.
     """
     checkpoint = load_checkpoint(path)
     saved: dict[str, Any] | None = checkpoint.training
@@ -98,8 +102,8 @@ def restore_state(state: State, path: Path, config: Config, data: CocoData) -> N
             f"{path}: was trained on {len(checkpoint.class_names)} classes ({_few(checkpoint.class_names)}), the data "
             f"have {len(data.class_names)} ({_few(data.class_names)}); start from it with model.init={path} instead"
         )
-    ours, theirs = config.model.model_dump(), checkpoint.config.model.model_dump()
-    differing = [f"model.{key}={theirs[key]} (now {ours[key]})" for key in ours if ours[key] != theirs[key]]
+    ours, theirs = _kept_settings(config), _kept_settings(checkpoint.config)
+    differing = [f"{key}={theirs[key]} (now {ours[key]})" for key in ours if ours[key] != theirs[key]]
     if differing:
         raise CheckpointError(f"{path}: was trained with {', '.join(differing)}; resume with its own settings")
     if (saved["average"] is None) != (state.average is None):
@@ -109,9 +113,16 @@ def restore_state(state: State, path: Path, config: Config, data: CocoData) -> N
         state.average.load_state_dict(saved["average"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
-    state.scaler.load_state_dict(saved["scaler"])
+    if saved["scaler"]:  # empty from a run that did not scale its loss
+        state.scaler.load_state_dict(saved["scaler"])
     state.epoch = saved["epoch"]
     state.best_ap = saved["best_ap"]
+
+
+def _kept_settings(config: Config) -> dict[str, Any]:
+    """What must be the same on both sides of a resume, by name; where the weights once started from is past."""
+    model = {f"model.{key}": value for key, value in config.model.model_dump(exclude={"init"}).items()}
+    return model | {f"train.{key}": getattr(config.train, key) for key in KEPT_SETTINGS}
 
 
 def _average(detector: Detector, *, decay: float) -> AveragedModel:

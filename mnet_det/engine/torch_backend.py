@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnet_det.config import Config
-from mnet_det.engine.checkpoint import load_checkpoint
+from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint
 from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNReLU6
 from mnet_det.runtime.backends import Backend
@@ -55,15 +55,20 @@ def load_torch_predictor(path: Path, *, threads: int | None = None, score: float
         CheckpointError: not a checkpoint.
     """
     checkpoint = load_checkpoint(path)
-    metadata = describe(
+    metadata = describe_checkpoint(checkpoint, path)
+    backend = TorchBackend(fuse(checkpoint.build()), metadata, threads=threads)
+    thresholds = Thresholds.of(metadata)
+    return Predictor(backend, thresholds=thresholds if score is None else replace(thresholds, score=score))
+
+
+def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> ModelMetadata:
+    """What a checkpoint says about itself; its run folder gives the name."""
+    return describe(
         checkpoint.config,
         name=path.parent.name or path.stem,
         class_names=checkpoint.class_names,
         category_ids=checkpoint.category_ids,
     )
-    backend = TorchBackend(fuse(checkpoint.build()), metadata, threads=threads)
-    thresholds = Thresholds.of(metadata)
-    return Predictor(backend, thresholds=thresholds if score is None else replace(thresholds, score=score))
 
 
 def describe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ from mnet_det.engine.pictures import picture_batch, picture_predictions
 from mnet_det.engine.run_log import Row, RunLog
 from mnet_det.engine.state import State, restore_state, save_state, start_state
 from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
-from mnet_det.errors import ConfigError, MnetDetError
+from mnet_det.errors import ConfigError, DataError, MnetDetError
 from mnet_det.files import write_text
 from mnet_det.images import write_image
 from mnet_det.runtime.predictor import Predictor
 from mnet_det.structures import Batch
 
-OVERFIT_STEPS = 400
+OVERFIT_EPOCHS, OVERFIT_STEPS = 16, 25
+"""How many epochs `--overfit` trains, and of how many steps each, however few the images."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,19 @@ def train(
 
     Args:
         config: all settings.
-        out: the run folder, made if missing.
+        out: the run folder, made if missing. One that holds a run is not started over.
         resume: a checkpoint (`last.pt`) to go on from.
         overfit: train on this many images and score on the same ones, without augmentation and averaging. A detector
             that cannot learn them by heart has a fault in its data or settings.
         console: where progress is shown; nowhere unless given.
 
     Raises:
-        ConfigError: a setting that this machine or these data cannot follow.
-        DataError: images or annotations that cannot be used.
+        ConfigError: a setting that this machine or these data cannot follow, or `out` holds another run.
+        DataError: images or annotations that cannot be used, or the two splits do not name the same classes.
         CheckpointError: `resume` or `model.init` does not fit.
     """
     console = console or Console(quiet=True)
+    _require_own_folder(out, resume)
     device = pick_device(config.train.device)
     torch.manual_seed(config.train.seed)
     config = config if overfit is None else overfit_config(config, images=overfit)
@@ -71,7 +74,10 @@ def train(
     data, val_data = open_data(config.data, "train"), open_data(config.data, val_split)
     if overfit is not None:
         data = val_data = data.head(overfit)
-    batches = EpochBatches(len(data), batch_size=config.train.batch_size, seed=config.train.seed)
+    _require_same_classes(data, val_data)
+    # A few images make an epoch of few steps; visited often enough, they make as many as bookkeeping is worth.
+    passes = 1 if overfit is None else math.ceil(OVERFIT_STEPS * config.train.batch_size / len(data))
+    batches = EpochBatches(len(data), batch_size=config.train.batch_size, seed=config.train.seed, passes=passes)
     loader = _loader(data, batches, config, device, preset=config.data.augment)
     state = start_state(
         config,
@@ -114,18 +120,19 @@ def overfit_config(config: Config, *, images: int) -> Config:
     if images < 1:
         raise ConfigError(f"--overfit {images}: expected at least one image")
     batch_size = max(2, min(images, config.train.batch_size))
-    epochs = -(-OVERFIT_STEPS // max(1, images // batch_size))
     settings = {
         "batch_size": batch_size,
         "lr": config.train.lr * batch_size / config.train.batch_size,
-        "epochs": epochs,
+        "epochs": OVERFIT_EPOCHS,
         "ema": 0.0,
         "schedule": "cosine",
-        "warmup_epochs": epochs / 20,
-        "eval_every": -(-epochs // 4),
+        "warmup_epochs": 1,
+        "eval_every": OVERFIT_EPOCHS // 4,
     }
     return config.model_copy(
         update={
+            # Batch norm's running statistics have few steps to settle in, and nothing to be smooth for.
+            "model": config.model.model_copy(update={"bn_momentum": max(0.1, config.model.bn_momentum)}),
             "data": config.data.model_copy(update={"augment": "none"}),
             "train": config.train.model_copy(update=settings),
         }
@@ -149,6 +156,20 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"train.device: got {name!r}, which this machine cannot use ({reason}); try 'auto'") from None
     return device
+
+
+def _require_own_folder(out: Path, resume: Path | None) -> None:
+    if (out / "last.pt").exists() and (resume is None or resume.resolve().parent != out.resolve()):
+        raise ConfigError(f"{out}: holds a run already; go on with --resume auto, or choose another --out")
+
+
+def _require_same_classes(data: CocoData, val_data: CocoData) -> None:
+    """A label must mean the same in both splits; found out before the first epoch, not after it."""
+    if data.class_names != val_data.class_names:
+        ours, theirs = (f"{len(d.class_names)} classes ({', '.join(d.class_names[:5])})" for d in (data, val_data))
+        raise DataError(
+            f"the training data have {ours}, the validation data {theirs}; both must have the same, in the same order"
+        )
 
 
 def _train_epoch(

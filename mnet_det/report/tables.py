@@ -88,10 +88,10 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
 
 
 def _table(title: str, *columns: str) -> Table:
-    """The first column is a name, the others are numbers."""
+    """The first column is a name, never cut short; the others are numbers."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return table
 
 

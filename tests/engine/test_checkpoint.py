@@ -1,0 +1,176 @@
+"""Checkpoints: whole, complete in themselves, and refused in one line where they are not."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnet_det.config import Config, load_config
+from mnet_det.engine import checkpoint as module
+from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, load_fitting, save_checkpoint
+from mnet_det.errors import CheckpointError, MnetDetError
+from mnet_det.models import build_detector
+
+SMALL = ("model.alpha=0.1", "model.base_hw=[64,64]")
+NAMES, IDS = ("cat", "naïve dog"), (17, 18)
+
+
+def config(*words: str) -> Config:
+    return load_config(None, [*SMALL, *words])
+
+
+def make(*words: str, seed: int = 0, names: tuple[str, ...] = NAMES) -> Checkpoint:
+    torch.manual_seed(seed)
+    detector = build_detector(config(*words).model, num_classes=len(names))
+    return Checkpoint(config(*words), names, tuple(range(17, 17 + len(names))), detector.state_dict())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, make())
+    return path
+
+
+def test_it_reads_back_equal(path: Path) -> None:
+    saved, loaded = make(), load_checkpoint(path)
+    assert (loaded.config, loaded.class_names, loaded.category_ids) == (saved.config, NAMES, IDS)
+    assert loaded.training is None
+    assert loaded.weights.keys() == saved.weights.keys()
+    assert all(torch.equal(loaded.weights[name], saved.weights[name]) for name in saved.weights)
+
+
+def test_torch_alone_reads_it_without_running_code(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    assert content["class_names"] == list(NAMES)
+    assert content["category_ids"] == list(IDS)
+    assert content["config"]["model"]["alpha"] == 0.1
+
+
+def test_the_detector_comes_built_with_its_weights_in_eval_mode(path: Path) -> None:
+    detector = load_checkpoint(path).build()
+    assert not detector.training
+    assert detector.num_classes == 2
+    assert torch.equal(detector.state_dict()["backbone.stem.conv.weight"], make().weights["backbone.stem.conv.weight"])
+
+
+def test_a_full_disk_is_explained_and_leaves_the_checkpoint_that_was_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(content: Any, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nframe #0: …")
+
+    monkeypatch.setattr(module.torch, "save", fill)
+    with pytest.raises(MnetDetError, match=r"best\.pt: cannot be written \(.*unexpected pos 64 vs 0\)$"):
+        save_checkpoint(path, make(seed=1))
+    assert list(path.parent.iterdir()) == [path]
+    assert load_checkpoint(path).class_names == NAMES
+
+
+def text(path: Path) -> None:
+    path.write_text("these are no weights, but a text that somebody renamed\n")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def plain_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"weights": [1, 2]}))
+
+
+def code(path: Path) -> None:
+    torch.save({"mnet_det": 1, "model": torch.nn.Linear(1, 1)}, path)
+
+
+def foreign(path: Path) -> None:
+    torch.save({"state_dict": {}}, path)
+
+
+def a_list(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+def changed(key: str, value: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        torch.save(torch.load(path, weights_only=True) | {key: value}, path)
+
+    return change
+
+
+def without_names(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    del content["class_names"]
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (Path.unlink, "no such file"),
+        (text, "not a checkpoint that can be read .* is the file whole"),
+        (empty, "not a checkpoint that can be read"),
+        (folder, "not a checkpoint that can be read"),
+        (half, "not a checkpoint that can be read"),
+        (plain_pickle, "not a checkpoint that can be read"),
+        (code, "not a checkpoint that can be read"),
+        (foreign, "not a checkpoint of mnet-det; expected one written by `mnet-det train`"),
+        (a_list, "not a checkpoint of mnet-det"),
+        (changed("mnet_det", 99), "format 99, this version reads 1"),
+        (changed("config", {"model": {"colour": "red"}}), "a checkpoint of another version .*model.colour"),
+        (without_names, "a checkpoint of another version .*class_names"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
+    spoil: Callable[[Path], None], message: str, path: Path
+) -> None:
+    spoil(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_one_changed_byte_is_noticed(path: Path) -> None:
+    """torch.load ignores the checksums in the file: a bad byte became a bad weight, or an IndexError's traceback."""
+    content = bytearray(path.read_bytes())
+    weights = make().weights["backbone.blocks.13.pointwise.conv.weight"].numpy().tobytes()
+    content[content.index(weights[:64]) + 3] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="a checksum does not fit"):
+        load_checkpoint(path)
+
+
+def test_weights_start_a_detector_for_other_classes(path: Path) -> None:
+    torch.manual_seed(5)
+    detector = build_detector(config().model, num_classes=3)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    copied, total = load_fitting(detector, path)
+    after, saved = detector.state_dict(), make().weights
+    # Six class predictors, each a weight and a bias, have another shape.
+    assert (copied, total) == (len(saved) - 12, len(saved))
+    for name, tensor in after.items():
+        expected = before if name.startswith("class_predictors") else saved
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_weights_of_another_width_are_refused(path: Path) -> None:
+    """Pixel scaling and batch norm's counters fit every model, so that 49 of 236 tensors were called loaded."""
+    with pytest.raises(CheckpointError, match="none of its convolutions fits this model; do alpha and head agree"):
+        load_fitting(build_detector(config("model.alpha=1.0").model, num_classes=2), path)

@@ -1,0 +1,277 @@
+"""Scoring: COCOeval's numbers, classes joined by name, and what to say where there is nothing to judge."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mnet_det.data.coco import CocoData, read_coco, read_coco_json, read_results
+from mnet_det.engine.evaluate import NUMBERS, READ_AHEAD, detect_all, evaluate, restrict, score_results
+from mnet_det.engine.torch_backend import load_torch_predictor
+from mnet_det.errors import DataError
+from mnet_det.structures import Detections, Image
+
+PUBLISHED = {
+    "AP": 0.505,
+    "AP50": 0.697,
+    "AP75": 0.573,
+    "AP_small": 0.586,
+    "AP_medium": 0.519,
+    "AP_large": 0.501,
+    "AR_1": 0.387,
+    "AR_10": 0.594,
+    "AR_100": 0.595,
+    "AR_small": 0.640,
+    "AR_medium": 0.566,
+    "AR_large": 0.564,
+}
+
+
+def truth(*boxes: tuple[int, int, list[float]], classes: Sequence[str] = ("a", "b"), images: int = 2) -> dict[str, Any]:
+    """Annotations of image id, category id and xywh box; categories have the ids 10, 20 …"""
+    return {
+        "images": [{"id": 1 + index, "file_name": "x.jpg", "height": 200, "width": 200} for index in range(images)],
+        "categories": [{"id": 10 * (1 + index), "name": name} for index, name in enumerate(classes)],
+        "annotations": [
+            {"id": 1 + n, "image_id": i, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (i, c, box) in enumerate(boxes)
+        ],
+    }
+
+
+def result(image_id: Any, category_id: int, box: list[float], score: float = 0.9) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+
+
+BOX = [10.0, 10.0, 120.0, 110.0]  # 13 200 square pixels: large
+
+
+class Oracle:
+    """A "model" with classes of its own order that finds exactly what is marked."""
+
+    def __init__(self, data: CocoData, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+        self._data = data
+        self._next = 0
+
+    def batch(self, images: Sequence[Image]) -> list[Detections]:
+        found = []
+        for image in images:
+            marked = self._data.truth(self._next)
+            assert image.shape[:2] == tuple(self._data.image_hws[self._next])
+            self._next += 1
+            labels = [self.class_names.index(self._data.class_names[label]) for label in marked.labels]
+            scores = np.full(len(labels), 0.9, np.float32)
+            found.append(Detections(marked.boxes_xyxy, scores, np.array(labels, np.int64)))
+        return found
+
+
+@pytest.fixture
+def annotations(toy: Path) -> Path:
+    return toy / "annotations" / "instances_val2017.json"
+
+
+@pytest.fixture
+def val(toy: Path, annotations: Path) -> CocoData:
+    return read_coco(annotations, toy / "val2017")
+
+
+@pytest.mark.shared
+def test_the_official_fake_detections_score_as_published(shared: Path) -> None:
+    folder = shared / "data" / "cocoeval_check"
+    results = read_results(folder / "instances_val2014_fakebbox100_results.json")
+    scores = score_results(results, read_coco_json(folder / "instances_val2014_100.json"))
+    assert {name: round(value or 0, 3) for name, value in scores.numbers.items()} == PUBLISHED
+    assert scores.images == 100
+    assert scores.detections == len(results)
+    # AP is the mean over the classes that have something to find.
+    per_class = [value for value in scores.per_class.values() if value is not None]
+    assert np.mean(per_class) == pytest.approx(scores.ap)
+
+
+def test_a_model_is_scored_as_pycocotools_alone_scores_its_saved_detections(
+    toy_run: Path, val: CocoData, annotations: Path, tmp_path: Path
+) -> None:
+    scores, results = evaluate(load_torch_predictor(toy_run / "best.pt"), val, annotations)
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = COCO(str(annotations))
+        alone = COCOeval(judge, judge.loadRes(str(path)), "bbox")
+        alone.evaluate()
+        alone.accumulate()
+        alone.summarize()
+    assert [-1 if scores.numbers[name] is None else scores.numbers[name] for name in NUMBERS] == alone.stats.tolist()
+    assert {r["category_id"] for r in results} <= {3, 7, 11, 18, 24, 40}  # the toy data's own ids
+    assert {r["image_id"] for r in results} == set(val.image_ids.tolist())
+
+
+def test_what_is_marked_scores_1(val: CocoData, annotations: Path) -> None:
+    scores, _ = evaluate(Oracle(val, val.class_names), val, annotations)
+    assert scores.ap == pytest.approx(1)
+    assert scores.numbers["AR_100"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_the_batch_size_changes_nothing(batch_size: int, val: CocoData) -> None:
+    one_by_one = list(detect_all(Oracle(val, val.class_names), val))
+    assert list(detect_all(Oracle(val, val.class_names), val, batch_size=batch_size)) == one_by_one
+    assert len(one_by_one) == len(val) == 4
+
+
+def test_classes_are_joined_by_name(val: CocoData, annotations: Path, toy: Path, tmp_path: Path) -> None:
+    """The same data with its category ids dealt out anew: other ids in the results, the same AP."""
+    content = json.loads(annotations.read_text())
+    new_ids = {3: 40, 7: 3, 11: 90, 18: 7, 24: 1, 40: 24}
+    for category in content["categories"]:
+        category["id"] = new_ids[category["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = new_ids[annotation["category_id"]]
+    permuted_file = tmp_path / "permuted.json"
+    permuted_file.write_text(json.dumps(content))
+    permuted = read_coco(permuted_file, toy / "val2017")
+    assert permuted.class_names != val.class_names  # another order by id
+    scores, results = evaluate(Oracle(val, val.class_names), val, annotations)
+    new_scores, new_results = evaluate(Oracle(permuted, val.class_names), permuted, permuted_file)
+    assert new_scores.numbers == scores.numbers
+    assert new_scores.per_class == scores.per_class
+    assert [r["category_id"] for r in new_results] == [new_ids[r["category_id"]] for r in results]
+
+
+def test_classes_that_the_data_lack_are_left_out(val: CocoData, annotations: Path, toy: Path) -> None:
+    fewer = read_coco(annotations, toy / "val2017", classes=["ring", "cross"])
+    scores, results = evaluate(Oracle(val, val.class_names), fewer, annotations)
+    assert {r["category_id"] for r in results} <= {7, 40}
+    assert scores.per_class.keys() == {"ring", "cross"}
+    assert scores.ap == pytest.approx(1)
+
+
+def test_a_model_that_lacks_classes_of_the_data_is_refused(val: CocoData) -> None:
+    message = (
+        "^the model has 2 classes, the data 6: the model does not know square, triangle, star, cross; score it on its "
+        "own classes, or train it on these$"
+    )
+    with pytest.raises(DataError, match=message):
+        next(detect_all(Oracle(val, ["disc", "ring"]), val))
+
+
+def test_only_the_first_classes_that_are_missing_are_named(val: CocoData) -> None:
+    with pytest.raises(DataError, match="does not know disc, ring, square, triangle, star and 1 more;"):
+        next(detect_all(Oracle(val, ["person"]), val))
+
+
+def test_images_are_decoded_while_the_network_works() -> None:
+    """They were read sixteen at a time, and the network waited for all sixteen."""
+    later_read = threading.Event()
+
+    class Images:
+        class_names, category_ids, image_ids = ("a",), (1,), np.arange(READ_AHEAD + 2)
+
+        def __len__(self) -> int:
+            return READ_AHEAD + 2
+
+        def image(self, index: int) -> Image:
+            if index == READ_AHEAD:
+                later_read.set()
+            return np.zeros((4, 4, 3), np.uint8)
+
+    class Network:
+        class_names = ("a",)
+
+        def batch(self, images: Sequence[Image]) -> list[Detections]:
+            assert later_read.wait(timeout=10)
+            return [Detections.empty() for _ in images]
+
+    assert len(list(detect_all(Network(), Images()))) == READ_AHEAD + 2
+
+
+def test_an_unreadable_image_is_named(val: CocoData, tmp_path: Path, annotations: Path, toy: Path) -> None:
+    for path in sorted((toy / "val2017").iterdir()):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / val.path(2).name).write_bytes(b"no image")
+    broken = read_coco(annotations, tmp_path)
+    with pytest.raises(DataError, match=f"{val.path(2).name}: not an image"):
+        evaluate(Oracle(val, val.class_names), broken, annotations)
+
+
+def test_no_detections_give_0(val: CocoData, annotations: Path) -> None:
+    scores = score_results([], read_coco_json(annotations))
+    assert scores.numbers["AP"] == scores.ap == 0
+    assert scores.detections == 0
+
+
+def test_where_nothing_is_to_be_found_there_is_no_number() -> None:
+    scores = score_results([result(1, 10, BOX)], truth((1, 10, BOX)))
+    assert scores.numbers["AP"] == scores.numbers["AP_large"] == pytest.approx(1)
+    assert scores.numbers["AP_small"] is None  # COCOeval says -1
+    assert scores.numbers["AR_medium"] is None
+    assert scores.per_class == {"a": pytest.approx(1), "b": None}
+
+
+def test_data_without_boxes_have_no_ap() -> None:
+    scores = score_results([result(1, 10, BOX)], truth())
+    assert set(scores.numbers.values()) == {None}
+    assert scores.ap == 0
+
+
+def test_ap_is_the_mean_over_the_classes() -> None:
+    marked = truth((1, 10, BOX), (2, 20, BOX))
+    scores = score_results([result(1, 10, BOX)], marked)  # a found, b missed
+    assert scores.per_class == {"a": pytest.approx(1), "b": 0}
+    assert scores.ap == pytest.approx(0.5)
+
+
+def test_a_false_alarm_above_the_only_hit_halves_ap() -> None:
+    found = [result(2, 10, BOX, score=0.9), result(1, 10, BOX, score=0.8)]
+    assert score_results(found, truth((1, 10, BOX))).ap == pytest.approx(0.5)  # precision 1/2 at every recall
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "message"),
+    [
+        ([7], "^1 image ids of the detections are not in the annotations, such as 7$"),
+        (["a.jpg", "b.jpg", "c.jpg", "d.jpg"], "^4 image ids .* such as a.jpg, b.jpg, c.jpg$"),
+    ],
+    ids=["an id", "file names"],
+)
+def test_detections_in_unknown_images_are_refused(image_ids: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score_results([result(image_id, 10, BOX) for image_id in image_ids], truth((1, 10, BOX)))
+
+
+def test_scoring_leaves_its_inputs_as_they_were() -> None:
+    """COCOeval adds fields of its own to the annotations, and did so to the caller's."""
+    found, marked = [result(1, 10, BOX)], truth((1, 10, BOX))
+    before = json.dumps([found, marked])
+    score_results(found, marked)
+    assert json.dumps([found, marked]) == before
+
+
+def test_scoring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    score_results([result(1, 10, BOX)], truth((1, 10, BOX)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_part_of_the_data_is_judged_by_that_part_alone(val: CocoData, annotations: Path) -> None:
+    part = restrict(read_coco_json(annotations), val.head(2))
+    assert [image["id"] for image in part["images"]] == val.head(2).image_ids.tolist()
+    assert {annotation["image_id"] for annotation in part["annotations"]} == set(val.head(2).image_ids.tolist())
+    scores, _ = evaluate(Oracle(val, val.class_names), val.head(2), annotations)
+    assert (scores.images, scores.ap) == (2, pytest.approx(1))
+
+
+def test_json_has_the_promised_keys() -> None:
+    content = score_results([result(1, 10, BOX)], truth((1, 10, BOX))).to_json(runtime="openvino")
+    assert list(content) == [*NUMBERS, "per_class", "images", "runtime"]
+    assert content["AP_small"] is None
+    assert content["runtime"] == "openvino"

@@ -1,0 +1,245 @@
+"""Export: the file carries all it needs, detects what torch detects, and is not there if it does not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mnet_det.config import load_config
+from mnet_det.engine import export as module
+from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
+from mnet_det.engine.export import Parity, compare, export_onnx, write_onnx
+from mnet_det.engine.torch_backend import TorchBackend, describe, load_torch_predictor
+from mnet_det.errors import ConfigError, DataError, ExportError
+from mnet_det.images import list_images, read_image
+from mnet_det.models import build_detector
+from mnet_det.runtime import load_predictor
+from mnet_det.runtime.backends import Backend, ONNXRuntimeBackend, OpenVINOBackend, read_metadata
+from mnet_det.runtime.metadata import ModelMetadata
+from mnet_det.runtime.postprocess import Thresholds
+from mnet_det.structures import Candidates, Detections, Image
+
+
+@pytest.fixture
+def pictures(toy: Path) -> list[Image]:
+    return [read_image(path) for path in list_images(toy / "val2017")]
+
+
+@pytest.fixture
+def _copied(toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes seconds; these tests are about what comes after it, and take the file that is there."""
+
+    def copy(detector: Any, metadata: Any, path: Path, *, batch: int = 1) -> None:
+        shutil.copyfile(toy_model, path)
+
+    monkeypatch.setattr(module, "write_onnx", copy)
+
+
+def test_the_exported_model_agrees_with_torch_on_real_images(
+    toy_run: Path, toy_model: Path, pictures: list[Image]
+) -> None:
+    torch_model = load_torch_predictor(toy_run / "best.pt").backend
+    for exported in (OpenVINOBackend(toy_model), ONNXRuntimeBackend(toy_model)):
+        parity = compare(torch_model, exported, pictures)
+        assert parity.images == 4
+        assert parity.box_px < 1e-2
+        assert parity.score < 1e-4
+
+
+def test_the_file_says_all_about_itself(toy_run: Path, toy_model: Path) -> None:
+    checkpoint = load_checkpoint(toy_run / "best.pt")
+    metadata = read_metadata(toy_model)
+    assert metadata == describe(
+        checkpoint.config, name="toy", class_names=checkpoint.class_names, category_ids=checkpoint.category_ids
+    )
+    assert metadata.class_names == ("disc", "ring", "square", "triangle", "star", "cross")
+    assert metadata.category_ids == (3, 7, 11, 18, 24, 40)
+    assert (metadata.input_hw, metadata.resize, metadata.alpha) == ((64, 64), "stretch", 0.1)
+
+
+def test_pixels_go_in_as_uint8_under_the_promised_names(toy_model: Path) -> None:
+    graph = onnx.load(toy_model).graph
+    (images,) = graph.input
+    assert images.name == "images"
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [side.dim_value for side in images.type.tensor_type.shape.dim] == [1, 3, 64, 64]
+    assert [output.name for output in graph.output] == ["boxes_xyxy", "scores"]
+
+
+def test_batch_norm_is_folded(toy_model: Path) -> None:
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(toy_model).graph.node}
+
+
+def test_the_file_runs_without_torch(toy_model: Path, toy_run: Path, toy: Path) -> None:
+    picture = list_images(toy / "val2017")[0]
+    code = f"""
+import sys
+from pathlib import Path
+sys.modules["torch"] = None  # importing it fails
+from mnet_det.images import read_image
+from mnet_det.runtime import load_predictor
+for runtime in ("openvino", "onnxruntime"):
+    found = load_predictor({str(toy_model)!r}, runtime=runtime)(read_image(Path({str(picture)!r})))
+    print(len(found), *found.boxes_xyxy[0], found.scores[0])
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
+    assert child.returncode == 0, child.stderr
+    expected = load_torch_predictor(toy_run / "best.pt")(read_image(picture))
+    lines = [[float(word) for word in line.split()] for line in child.stdout.splitlines()]
+    assert len(lines) == 2
+    for count, *box, score in lines:
+        assert count == len(expected) == 100
+        assert box == pytest.approx(expected.boxes_xyxy[0].tolist(), abs=0.05)
+        assert score == pytest.approx(float(expected.scores[0]), abs=1e-4)
+
+
+def test_a_graph_of_three_images_takes_any_number(tmp_path: Path, pictures: list[Image]) -> None:
+    torch.manual_seed(0)
+    words = ["model.head=ssdlite", "model.padding=same", "model.class_loss=focal", "model.resize=letterbox"]
+    config = load_config(None, ["model.alpha=0.1", "model.base_hw=[64,96]", *words])
+    detector = build_detector(config.model, num_classes=2)
+    metadata = describe(config, name="lite", class_names=("a", "b"), category_ids=(1, 2))
+    write_onnx(detector, metadata, tmp_path / "lite.onnx", batch=3)
+    exported, reference = OpenVINOBackend(tmp_path / "lite.onnx"), TorchBackend(detector, metadata)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 96), np.uint8)
+    for count in (1, 3, 4):
+        found, expected = exported.candidates(pixels[:count]), reference.candidates(pixels[:count])
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=1e-2)
+    assert compare(reference, exported, pictures).box_px < module.MAX_BOX_PX
+
+
+@pytest.mark.usefixtures("_copied")
+def test_a_model_that_differs_from_torch_is_not_kept(toy_run: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(toy_run / "best.pt")
+    for name, tensor in checkpoint.weights.items():
+        if name.startswith("box_predictors") and name.endswith("bias"):
+            tensor += 0.5  # the graph that is copied has the old biases
+    save_checkpoint(tmp_path / "other.pt", checkpoint)
+    out = tmp_path / "other.onnx"
+    out.write_bytes(b"an older export")
+    with pytest.raises(ExportError, match=r"other\.onnx: not kept, the exported model differs from torch: [\d.]+ px"):
+        export_onnx(tmp_path / "other.pt", out)
+    assert out.read_bytes() == b"an older export"
+    assert {path.name for path in tmp_path.iterdir()} == {"other.pt", "other.onnx"}
+
+
+@pytest.mark.usefixtures("_copied")
+def test_a_model_that_agrees_is_kept_with_its_proof(toy_run: Path, toy_model: Path, tmp_path: Path) -> None:
+    parity = export_onnx(toy_run / "best.pt", tmp_path / "new" / "model.onnx")
+    assert parity.images == 4  # the run's own validation images
+    assert (tmp_path / "new" / "model.onnx").read_bytes() == toy_model.read_bytes()
+
+
+@pytest.mark.usefixtures("_copied")
+def test_the_images_to_compare_on_can_be_named(toy_run: Path, toy: Path, tmp_path: Path) -> None:
+    assert export_onnx(toy_run / "best.pt", tmp_path / "model.onnx", images=toy / "train2017").images == 6
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="none: no image in it"):
+        export_onnx(toy_run / "best.pt", tmp_path / "other.onnx", images=tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "none"]
+
+
+@pytest.mark.usefixtures("_copied")
+def test_without_the_validation_images_drawn_ones_are_compared(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_IMAGES", 3)
+    checkpoint = load_checkpoint(toy_run / "best.pt")
+    data = checkpoint.config.data.model_copy(update={"root": tmp_path / "on another machine"})
+    save_checkpoint(
+        tmp_path / "moved.pt", replace(checkpoint, config=checkpoint.config.model_copy(update={"data": data}))
+    )
+    assert export_onnx(tmp_path / "moved.pt", tmp_path / "moved.onnx").images == 3
+
+
+def test_a_name_of_another_kind_is_refused(toy_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.xml: expected a name that ends in \.onnx"):
+        export_onnx(toy_run / "best.pt", tmp_path / "model.xml")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Fixed(Backend):
+    """Gives one candidate, the same for every image, and counts the images."""
+
+    name, threads = "fixed", 1
+
+    def __init__(self, metadata: ModelMetadata, *, box: Sequence[float], score: float) -> None:
+        self.metadata = metadata
+        self.calls = 0
+        self._found = Candidates(np.array([[[box]]], np.float32), np.full((1, 1, 6), score, np.float32))
+
+    def candidates(self, images: NDArray[np.uint8]) -> Candidates:
+        self.calls += 1
+        return self._found
+
+    def __call__(self, images: NDArray[np.uint8], thresholds: Thresholds | None = None) -> list[Detections]:
+        assert thresholds is not None
+        assert thresholds.score == 0.3
+        return super().__call__(images, thresholds)
+
+
+@pytest.fixture
+def metadata(toy_model: Path) -> ModelMetadata:
+    return read_metadata(toy_model)
+
+
+def test_the_largest_differences_are_reported(metadata: ModelMetadata, pictures: list[Image]) -> None:
+    one = Fixed(metadata, box=[1, 2, 30, 40], score=0.9)
+    other = Fixed(metadata, box=[1, 2.25, 30, 39], score=0.875)
+    # Six classes share one box: six detections an image.
+    assert compare(one, other, pictures) == Parity(4, 24, pytest.approx(1), pytest.approx(0.025))
+
+
+def test_boxes_that_nobody_sees_are_not_compared(metadata: ModelMetadata, pictures: list[Image]) -> None:
+    one = Fixed(metadata, box=[1, 2, 30, 40], score=0.04)
+    other = Fixed(metadata, box=[1, 2, 30, 4000], score=0.04)
+    assert compare(one, other, pictures) == Parity(4, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("score", "images"),
+    [
+        (0.9, 8),  # six detections an image: 20 are there after four, but eight images are wanted
+        (0.1, 64),  # none at all: all images that are allowed
+    ],
+)
+def test_images_are_compared_until_enough_detections_were(
+    score: float, images: int, metadata: ModelMetadata, pictures: list[Image]
+) -> None:
+    one = Fixed(metadata, box=[1, 2, 30, 40], score=score)
+    assert compare(one, one, pictures[:1] * 100).images == images
+
+
+def test_a_parity_that_proves_little_says_so() -> None:
+    assert str(Parity(8, 25, 0.00123, 0.0000456)) == (
+        "compared with torch on 8 images: 25 detections above 0.3, boxes within 0.0012 px, scores within 5e-05"
+    )
+    assert "fewer than 20 detections prove little" in str(Parity(64, 3, 0, 0))
+
+
+def test_a_checkpoint_is_converted_by_a_child_once_and_then_found(
+    toy_run: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MNET_DET_CACHE", str(tmp_path))
+    predictor = load_predictor(toy_run / "best.pt")
+    assert capfd.readouterr().err.startswith(f"converting {toy_run / 'best.pt'} once, into ")
+    assert predictor.runtime == "openvino"
+    (exported,) = (tmp_path / "exported").iterdir()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("converted again"))
+    again = load_predictor(toy_run / "best.pt", runtime="onnxruntime")
+    assert capfd.readouterr().err == ""
+    assert list((tmp_path / "exported").iterdir()) == [exported]
+    image = read_image(list_images(toy / "val2017")[0])
+    np.testing.assert_allclose(predictor(image).boxes_xyxy[0], again(image).boxes_xyxy[0], atol=0.05)

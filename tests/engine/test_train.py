@@ -1,0 +1,407 @@
+"""Training: what a run leaves behind, that it goes on after an interruption, and what it refuses before it starts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from mnet_det.config import Config, load_config
+from mnet_det.data import open_data
+from mnet_det.data.coco import CocoData
+from mnet_det.engine import train as module
+from mnet_det.engine.checkpoint import load_checkpoint
+from mnet_det.engine.state import State, start_state
+from mnet_det.engine.train import overfit_config, pick_device, train
+from mnet_det.errors import CheckpointError, ConfigError, DataError, MnetDetError
+from mnet_det.structures import Batch, Target
+
+
+@pytest.fixture
+def configure(toy_words: tuple[str, ...]) -> Callable[..., Config]:
+    return lambda *words: load_config(None, [*toy_words, *words])
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    training = load_checkpoint(folder / "last.pt").training
+    assert training is not None
+    saved: dict[str, torch.Tensor] = training["detector"]
+    return saved
+
+
+def noise_batch(config: Config, *, count: int = 2, boxes: float = 30.0) -> Batch:
+    height, width = config.model.input_hw
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+    target = Target(torch.tensor([[4.0, 4, boxes, 40]]), torch.tensor([1]), torch.zeros(0, 4), (height, width))
+    return Batch(images, [target] * count, list(range(100, 100 + count)))
+
+
+def start(config: Config) -> State:
+    torch.manual_seed(0)
+    return start_state(config, num_classes=6, steps_per_epoch=3, device=torch.device("cpu"), scale_loss=False)
+
+
+def test_a_run_leaves_its_settings_numbers_pictures_and_checkpoints(
+    toy_run: Path, configure: Callable[..., Config]
+) -> None:
+    expected = {
+        "config.yaml",
+        "metrics.csv",
+        "tensorboard",
+        "train_batch.jpg",
+        "val_predictions.jpg",
+        "last.pt",
+        "previous.pt",
+        "best.pt",
+    }
+    assert {path.name for path in toy_run.iterdir()} == expected
+    assert load_config(toy_run / "config.yaml") == configure() == load_checkpoint(toy_run / "best.pt").config
+    assert any((toy_run / "tensorboard").iterdir())
+    for name in ("train_batch.jpg", "val_predictions.jpg"):
+        assert cv2.imread(str(toy_run / name)) is not None
+
+
+def test_each_epoch_has_its_losses_rate_and_scores(toy_run: Path) -> None:
+    rows = metrics(toy_run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(float(row["loss_class"]) + float(row["loss_box"]), rel=1e-4)
+        assert float(row["val_loss"]) > 0
+        assert 0 <= float(row["AP"]) <= float(row["AP50"]) <= 1
+        assert float(row["images_per_second"]) > 0
+        assert 0 <= float(row["waiting_for_data"]) <= 1
+
+
+def test_both_checkpoints_load_without_running_code(toy_run: Path) -> None:
+    for name in ("best.pt", "last.pt"):
+        assert torch.load(toy_run / name, weights_only=True)["category_ids"] == [3, 7, 11, 18, 24, 40]
+
+
+@pytest.mark.parametrize("words", [(), ("model.head=ssdlite",), ("model.class_loss=focal", "model.box_loss=giou")])
+def test_every_parameter_has_a_gradient_after_a_step(words: tuple[str, ...], configure: Callable[..., Config]) -> None:
+    config = configure("model.base_hw=[96,96]", *words)
+    state = start(config)
+    # Six objects, each exactly an anchor of another map: no predictor has nothing to learn.
+    maps = [(6, 6), (3, 3), (2, 2), (1, 1), (1, 1), (1, 1)]
+    anchors = state.detector.anchors(maps, (96, 96))
+    sizes = [h * w * count for (h, w), count in zip(maps, state.detector.anchors.num_per_cell, strict=True)]
+    boxes = torch.from_numpy(anchors[np.cumsum([0, *sizes[:-1]])])
+    target = Target(boxes, torch.arange(6), torch.zeros(0, 4), (96, 96))
+    batch = noise_batch(config)
+    module._step(state, Batch(batch.images, [target, target], batch.image_ids), config)
+    gradients = {name: parameter.grad for name, parameter in state.detector.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
+
+
+def test_a_gradient_is_clipped_to_the_norm_that_is_set(configure: Callable[..., Config]) -> None:
+    config = configure("train.clip_norm=0.5")
+    state = start(config)
+    module._step(state, noise_batch(config), config)
+    norm = torch.stack([p.grad.norm() for p in state.detector.parameters() if p.grad is not None]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_names_its_images(configure: Callable[..., Config]) -> None:
+    config = configure()
+    state = start(config)
+    with torch.no_grad():
+        state.detector.get_submodule("class_predictors.0").bias.fill_(torch.nan)
+    before = {name: p.detach().clone() for name, p in state.detector.named_parameters()}
+    message = r"^the loss is not finite \(class nan, box [\d.]+\) on images \[100, 101\]; .*smaller train\.lr"
+    with pytest.raises(MnetDetError, match=message):
+        module._step(state, noise_batch(config), config)
+    after = dict(state.detector.named_parameters())
+    assert all(torch.equal(after[name].nan_to_num(), before[name].nan_to_num()) for name in before)  # no step was taken
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(
+    configure: Callable[..., Config], tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter(range(100))
+    true_step = module._step
+
+    def step(state: State, batch: Batch, config: Config) -> Any:
+        if next(steps) == 4:  # in the second epoch
+            with torch.no_grad():
+                state.detector.get_submodule("box_predictors.0").bias.fill_(torch.inf)
+        return true_step(state, batch, config)
+
+    monkeypatch.setattr(module, "_step", step)
+    with pytest.raises(MnetDetError, match="the loss is not finite") as caught:
+        train(configure(), out=tmp_path)
+    named = json.loads(str(caught.value).partition("on images ")[2].partition(";")[0])
+    content = json.loads((toy / "annotations" / "instances_train2017.json").read_text())
+    assert set(named) <= {image["id"] for image in content["images"]}
+    assert len(metrics(tmp_path)) == 1
+    assert load_checkpoint(tmp_path / "last.pt").training is not None
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    configure: Callable[..., Config], toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def one_epoch(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, "_train_epoch", interrupt)
+        return true_epoch(*arguments)
+
+    true_epoch = module._train_epoch
+    monkeypatch.setattr(module, "_train_epoch", one_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(configure(), out=tmp_path)
+    assert [row["epoch"] for row in metrics(tmp_path)] == ["1"]
+    monkeypatch.setattr(module, "_train_epoch", true_epoch)
+    train(configure(), out=tmp_path, resume=tmp_path / "last.pt")
+
+    straight, resumed = weights(toy_run), weights(tmp_path)
+    assert straight.keys() == resumed.keys()
+    for name in straight:
+        torch.testing.assert_close(resumed[name], straight[name], atol=1e-6, rtol=0)
+    ours, theirs = load_checkpoint(tmp_path / "last.pt").weights, load_checkpoint(toy_run / "last.pt").weights
+    for name in ours:  # and so do their averages
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
+    for one, other in zip(metrics(tmp_path), metrics(toy_run), strict=True):
+        assert [one[key] for key in ("epoch", "lr")] == [other[key] for key in ("epoch", "lr")]
+        for key in ("loss", "val_loss", "AP"):
+            assert float(one[key]) == pytest.approx(float(other[key]), rel=1e-4)
+    assert load_checkpoint(tmp_path / "previous.pt").training["epoch"] == 1  # type: ignore[index]
+
+
+def test_a_finished_run_goes_on_for_more_epochs(
+    configure: Callable[..., Config], toy_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(toy_run, folder)
+    result = train(configure("train.epochs=3"), out=folder, resume=folder / "last.pt")
+    assert [row["epoch"] for row in metrics(folder)] == ["1", "2", "3"]
+    assert result.best_ap >= max(float(row["AP"]) for row in metrics(folder)) - 1e-6
+    assert load_config(folder / "config.yaml").train.epochs == 3
+
+
+def test_a_finished_run_has_nothing_to_go_on_to(
+    configure: Callable[..., Config], toy_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(toy_run, folder)
+    with pytest.raises(ConfigError, match=r"last\.pt: has done 2 epochs; set train\.epochs above that to go on"):
+        train(configure(), out=folder, resume=folder / "last.pt")
+
+
+@pytest.mark.parametrize("resume", [None, "last.pt"], ids=["anew", "from another run"])
+def test_a_run_folder_is_never_started_over(
+    resume: str | None, configure: Callable[..., Config], toy_run: Path, tmp_path: Path
+) -> None:
+    """`train --resume OTHER/last.pt --out RUN` went on in RUN, over the checkpoints that it held."""
+    folder = tmp_path / "run"
+    shutil.copytree(toy_run, folder)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match="holds a run already; go on with --resume auto, or choose another --out"):
+        train(configure("train.epochs=3"), out=folder, resume=toy_run / resume if resume else None)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_it_can_start_from_another_run(configure: Callable[..., Config], toy_run: Path, tmp_path: Path) -> None:
+    console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
+    with console.file:
+        config = configure(f"model.init={toy_run / 'best.pt'}", "train.epochs=1", "train.eval_every=1")
+        train(config, out=tmp_path / "run", console=console)
+        assert "best.pt: 236 of 236 tensors loaded" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ([], None, ""),
+        (["model.init=gone.pt"], CheckpointError, r"gone\.pt: no such file"),
+        (["data.root=gone"], DataError, r"train2017: no such folder of images"),
+        (["data.val_annotations=gone.json"], DataError, r"gone\.json: no such file"),
+        (["data.classes=[unicorn]"], DataError, r"data\.classes: unicorn not in"),
+        (["train.device=tpu9"], ConfigError, r"train\.device: got 'tpu9', which this machine cannot use"),
+    ],
+    ids=lambda value: "".join(value) or "sound" if isinstance(value, list) else None,
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    words: list[str],
+    error: type[Exception] | None,
+    message: str,
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_train_epoch", lambda *_: pytest.fail("training began"))
+    if error is None:
+        with pytest.raises(pytest.fail.Exception, match="training began"):
+            train(configure(), out=tmp_path / "run")
+        return
+    with pytest.raises(error, match=message):
+        train(configure(*words), out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["fewer", "another order"])
+def test_both_splits_must_have_the_same_classes(
+    change: str, configure: Callable[..., Config], toy: Path, tmp_path: Path
+) -> None:
+    """A validation set with other classes was trained on for `eval_every` epochs before scoring refused it.
+
+    In another order of ids they passed, and every validation loss was computed on wrong labels.
+    """
+    content = json.loads((toy / "annotations" / "instances_val2017.json").read_text())
+    if change == "fewer":
+        content["categories"] = content["categories"][:2]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] in (3, 7)]
+        message = r"the training data have 6 classes \(disc, .*\), the validation data 2 classes \(disc, ring\)"
+    else:
+        first, second = content["categories"][:2]
+        first["name"], second["name"] = second["name"], first["name"]
+        message = r"6 classes \(disc, ring, .*\), the validation data 6 classes \(ring, disc, .*\); both must have the"
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        train(configure(f"data.val_annotations={path}"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(
+    configure: Callable[..., Config], tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OVERFIT_STEPS", 3)
+    seen: dict[str, list[Any]] = {"trained": [], "scored": [], "annotations": []}
+    true_step, true_evaluate = module._step, module.evaluate
+
+    def step(state: State, batch: Batch, config: Config) -> Any:
+        assert config.data.augment == "none"
+        assert state.average is None
+        seen["trained"].append(batch)
+        return true_step(state, batch, config)
+
+    def judge(predictor: Any, data: CocoData, annotations: Path, *, batch_size: int) -> Any:
+        seen["scored"].append(data.image_ids.tolist())
+        seen["annotations"].append(annotations)
+        return true_evaluate(predictor, data, annotations, batch_size=batch_size)
+
+    monkeypatch.setattr(module, "_step", step)
+    monkeypatch.setattr(module, "evaluate", judge)
+    result = train(configure(), out=tmp_path, overfit=2)
+    data = open_data(configure().data, "train")
+    expected = data.head(2).image_ids.tolist()
+    assert len(seen["trained"]) == 3
+    assert all(sorted(batch.image_ids) == sorted(expected) for batch in seen["trained"])
+    assert seen["scored"] == [expected] * len(seen["scored"])
+    assert set(seen["annotations"]) == {toy / "annotations" / "instances_train2017.json"}
+    assert result.scores.images == 2
+    pixels = {}
+    for batch in seen["trained"]:
+        for image_id, image in zip(batch.image_ids, batch.images, strict=True):
+            assert np.array_equal(pixels.setdefault(image_id, image.numpy()), image.numpy())  # never flipped
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs"),
+    [
+        (1, 2, 400),  # batch norm needs two: the image comes twice
+        (8, 8, 400),
+        (64, 32, 200),  # two steps an epoch
+    ],
+)
+def test_overfit_takes_400_steps_whatever_the_number_of_images(images: int, batch_size: int, epochs: int) -> None:
+    config = overfit_config(load_config(None, ["train.batch_size=32", "train.lr=0.32"]), images=images)
+    assert (config.train.batch_size, config.train.epochs) == (batch_size, epochs)
+    assert config.train.lr == pytest.approx(0.01 * batch_size)
+    assert config.data.augment == "none"
+    assert config.train.ema == 0
+
+
+def test_no_images_to_overfit_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="--overfit 0: expected at least one image"):
+        overfit_config(Config(), images=0)
+
+
+@pytest.mark.slow
+def test_a_detector_learns_three_images_by_heart(configure: Callable[..., Config], tmp_path: Path) -> None:
+    words = ("model.alpha=0.25", "model.base_hw=[96,128]", "model.bn_momentum=0.1", "train.optimizer=adamw")
+    result = train(configure(*words, "train.lr=0.003"), out=tmp_path, overfit=3)
+    assert result.scores.numbers["AP50"] == pytest.approx(1, abs=0.1)
+
+
+def test_validation_loss_weighs_every_image_alike(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure("train.batch_size=3")
+    state = start(config)
+
+    def losses(images: torch.Tensor, targets: list[Target]) -> dict[str, torch.Tensor]:
+        assert len(images) == len(targets)
+        return {"class": torch.tensor(float(len(images))), "box": torch.tensor(1.0)}
+
+    monkeypatch.setattr(state.to_score, "losses", losses)
+    loss = module._validation_loss(state, open_data(config.data, "val"), config, torch.device("cpu"))
+    assert loss == pytest.approx(((3 + 1) * 3 + (1 + 1) * 1) / 4)  # four images: a batch of 3 and one of 1
+
+
+def test_validation_loss_changes_nothing_in_the_detector(configure: Callable[..., Config]) -> None:
+    config = configure()
+    state = start(config)
+    before = {name: tensor.clone() for name, tensor in state.detector.state_dict().items()}
+    module._validation_loss(state, open_data(config.data, "val"), config, torch.device("cpu"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.detector.state_dict().items())
+
+
+def test_progress_is_told_line_by_line(
+    configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure("train.epochs=1"), out=tmp_path, console=Console(width=200))
+    out = capsys.readouterr().out
+    assert "ssd on mobilenet_v1, alpha 0.1, input 64x64, 6 classes, on cpu" in out
+    assert "6 training images with" in out
+    assert "batch norm eps 0.001 and momentum 0.03, seed 0" in out
+    assert "epoch 1/1: loss " in out
+    assert "; validation loss " in out
+    assert "waiting for data" in out
+
+
+def test_without_a_console_nothing_is_printed(
+    configure: Callable[..., Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(configure("train.epochs=1"), out=tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_device_is_the_best_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert pick_device("auto").type == expected
+    assert pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("amp", ["bf16", "auto"])
+def test_mixed_precision_trains_with_float32_losses(amp: str, configure: Callable[..., Config]) -> None:
+    config = configure(f"train.amp={amp}")
+    state = start(config)
+    kinds: list[torch.dtype] = []
+    state.detector.get_submodule("backbone.stem.conv").register_forward_hook(
+        lambda layer, inputs, output: kinds.append(output.dtype)
+    )
+    losses = module._step(state, noise_batch(config), config)
+    assert kinds == [torch.bfloat16 if amp == "bf16" else torch.float32]  # auto is off on a CPU
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert all(isinstance(p, nn.Parameter) and p.dtype == torch.float32 for p in state.detector.parameters())

@@ -1,0 +1,58 @@
+"""The README's two commands are there, and CI runs what the second one says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands() -> list[str]:
+    """Lines of the README's shell blocks, without their comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def steps(line: str) -> list[str]:
+    """The parts of a chain of commands, each without the program that runs it: which Python is another matter."""
+    return [part.strip().partition(" ")[2] for part in line.split("&&")]
+
+
+def test_one_line_installs_and_shows_it_working() -> None:
+    (line,) = [line for line in commands() if line.endswith("mnet-det quickstart")]
+    assert re.search(r"tools/install\.py train && \S*mnet-det quickstart$", line)
+
+
+def test_one_line_installs_and_runs_the_tests() -> None:
+    (line,) = [line for line in commands() if "pytest" in line]
+    assert re.search(r"tools/install\.py dev && \S+ -m pytest$", line)
+
+
+def test_ci_takes_the_steps_of_the_test_line() -> None:
+    (line,) = [line for line in commands() if "pytest" in line]
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('"$environment/.venv"', ".venv")
+    taken = [line.partition(" ")[2] for line in script.splitlines()]
+    assert [step for step in steps(line) if step not in taken] == []
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("mnet-det ")])
+def test_a_command_of_the_readme_names_a_verb_and_options_that_exist(line: str) -> None:
+    from typer.main import get_command
+
+    from mnet_det.cli import app
+
+    _, verb, *words = line.split()
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    assert verb in known
+    options = {name for parameter in known[verb].params for name in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if "configs/" in line])
+def test_a_config_of_the_readme_exists(line: str) -> None:
+    (path,) = re.findall(r"configs/\S+\.yaml", line)
+    assert (ROOT / path).is_file()
