@@ -57,11 +57,12 @@ def main() -> None:
     except MnetDetError as error:
         _fail(str(error), debug=debug)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in TRAIN_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in TRAIN_PACKAGES:
             raise
         from mnet_det.doctor import install_line
 
-        _fail(f"this needs the package {error.name}, which is not installed: {install_line('train')}", debug=debug)
+        _fail(f"this needs the package {package}, which is not installed: {install_line('train')}", debug=debug)
 
 
 def _fail(message: str, *, debug: bool) -> None:

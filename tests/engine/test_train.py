@@ -283,6 +283,7 @@ def test_both_splits_must_have_the_same_classes(
 def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(
     configure: Callable[..., Config], tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "OVERFIT_EPOCHS", 4)  # scored four times
     monkeypatch.setattr(module, "OVERFIT_STEPS", 3)
     seen: dict[str, list[Any]] = {"trained": [], "scored": [], "annotations": []}
     true_step, true_evaluate = module._step, module.evaluate
@@ -303,9 +304,9 @@ def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(
     result = train(configure(), out=tmp_path, overfit=2)
     data = open_data(configure().data, "train")
     expected = data.head(2).image_ids.tolist()
-    assert len(seen["trained"]) == 3
+    assert len(seen["trained"]) == 4 * 3
     assert all(sorted(batch.image_ids) == sorted(expected) for batch in seen["trained"])
-    assert seen["scored"] == [expected] * len(seen["scored"])
+    assert seen["scored"] == [expected] * 4
     assert set(seen["annotations"]) == {toy / "annotations" / "instances_train2017.json"}
     assert result.scores.images == 2
     pixels = {}
@@ -314,20 +315,34 @@ def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(
             assert np.array_equal(pixels.setdefault(image_id, image.numpy()), image.numpy())  # never flipped
 
 
-@pytest.mark.parametrize(
-    ("images", "batch_size", "epochs"),
-    [
-        (1, 2, 400),  # batch norm needs two: the image comes twice
-        (8, 8, 400),
-        (64, 32, 200),  # two steps an epoch
-    ],
-)
-def test_overfit_takes_400_steps_whatever_the_number_of_images(images: int, batch_size: int, epochs: int) -> None:
+@pytest.mark.parametrize("images", [1, 4, 100])
+def test_an_overfit_epoch_has_the_same_steps_however_few_the_images(
+    images: int, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OVERFIT_EPOCHS", 4)  # scored four times
+    monkeypatch.setattr(module, "OVERFIT_STEPS", 6)
+    seen: list[Batch] = []
+    true_step = module._step
+
+    def step(state: State, batch: Batch, config: Config) -> Any:
+        seen.append(batch)
+        return true_step(state, batch, config)
+
+    monkeypatch.setattr(module, "_step", step)
+    result = train(configure(), out=tmp_path, overfit=images)
+    assert len(seen) == 4 * 6
+    assert {len(batch.images) for batch in seen} == {2}  # one image comes twice: batch norm needs two
+    assert len({image_id for batch in seen for image_id in batch.image_ids}) == result.scores.images == min(images, 6)
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(1, 2), (8, 8), (64, 32)])
+def test_overfit_leaves_out_what_blurs(images: int, batch_size: int) -> None:
     config = overfit_config(load_config(None, ["train.batch_size=32", "train.lr=0.32"]), images=images)
-    assert (config.train.batch_size, config.train.epochs) == (batch_size, epochs)
+    assert config.train.batch_size == batch_size
     assert config.train.lr == pytest.approx(0.01 * batch_size)
     assert config.data.augment == "none"
     assert config.train.ema == 0
+    assert config.model.bn_momentum == 0.1
 
 
 def test_no_images_to_overfit_is_a_mistake() -> None:

@@ -66,7 +66,7 @@ def test_scores_come_in_cocos_order_and_classes_best_first() -> None:
     assert rows[0] == ["AP", "0.123"]
     assert rows[3] == ["AP_small", "n/a"]
     assert rows[12:] == [["high", "0.900"], ["low", "0.100"], ["none", "n/a"]]
-    assert "7 images, 42 detections" in text(shown)
+    assert "7 images, 42 detections" in " ".join(text(shown).split())
 
 
 def test_a_benchmark_names_the_machine_and_gives_p50_and_p95() -> None:

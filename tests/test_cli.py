@@ -1,0 +1,570 @@
+"""The command line: what each verb writes and prints, and how it says that something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from typer.main import get_command
+
+from mnet_det import doctor
+from mnet_det.cli import app
+from mnet_det.doctor import Finding
+
+Cli = Callable[..., Any]
+NUMBERS = [
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+]
+VERBS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, so that what a command leaves anywhere is seen."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def config(here: Path, toy_words: tuple[str, ...]) -> Path:
+    """The toy settings as a file, outside the folder that is looked at."""
+    from mnet_det.config import load_config
+
+    path = here.parent / "tiny.yaml"
+    path.write_text(load_config(None, toy_words).to_yaml())
+    return path
+
+
+@pytest.fixture
+def annotations(toy: Path) -> Path:
+    return toy / "annotations" / "instances_val2017.json"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def assert_explained(answer: Any, message: str, here: Path) -> None:
+    """Exit status 1, one line on stderr, nothing left behind."""
+    assert answer.status == 1, answer
+    (line,) = answer.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert list(here.rglob("*")) == []
+
+
+# How it starts and stops
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, cli: Cli) -> None:
+    answer = cli(verb, "--help")
+    assert answer.status == 0
+    assert f"Example: mnet-det {verb}" in answer.out
+
+
+def test_the_module_is_the_command() -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "mnet_det", "info", "--head", "bogus"], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 2
+    assert "--head bogus: expected one of classifier, ssd, ssdlite" in child.stderr
+    assert child.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nosuchverb"],
+        ["info", "--nosuchoption"],
+        ["info", "--head", "faster"],
+        ["info", "--alpha", "wide"],
+        ["info", "one.yaml", "two.yaml"],
+        ["train"],
+        ["train", "a.yaml", "--overfit", "0"],
+        ["eval"],
+        ["eval", "--annotations", "a.json"],
+        ["eval", "best.pt", "--annotations", "a.json"],
+        ["eval", "best.pt", "--annotations", "a.json", "--detections", "d.json"],
+        ["predict", "best.pt", "photos"],
+        ["export", "best.pt"],
+        ["export", "best.pt", "--format", "tensorrt"],
+        ["bench", "--alpha", "1,wide"],
+        ["demo", "--score", "2"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_status_2(words: list[str], cli: Cli, here: Path) -> None:
+    """Wrong values of options were called faults of the data, with exit status 1."""
+    answer = cli(*words)
+    assert answer.status == 2
+    assert "Usage: " in answer.err
+    assert answer.out == ""
+    assert list(here.iterdir()) == []
+
+
+def test_debug_adds_the_traceback(cli: Cli, here: Path) -> None:
+    plain, debugged = cli("train", "gone.yaml"), cli("train", "gone.yaml", "--debug")
+    assert plain.err == "error: gone.yaml: no such config file; the project's own are in configs/\n"
+    assert debugged.status == 1
+    assert debugged.err.startswith("Traceback (most recent call last):")
+    assert debugged.err.endswith(plain.err)
+
+
+def test_a_missing_package_is_explained_with_the_line_that_installs_it(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mnet_det.engine.evaluate", "pycocotools.coco"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)  # importing it fails as if it were not there
+    answer = cli("eval", "--detections", "d.json", "--annotations", "a.json")
+    assert_explained(answer, "this needs the package pycocotools, which is not installed: ", here)
+    assert doctor.install_line("train") in answer.err
+
+
+def test_a_fault_of_ours_keeps_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mnet_det.data import toy
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(toy, "draw_toy", fail)
+    monkeypatch.setattr(sys, "argv", ["mnet-det", "toy", "x"])
+    from mnet_det.cli import main
+
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+# info
+
+
+def test_info_writes_the_promised_keys(cli: Cli, tmp_path: Path) -> None:
+    answer = cli("info", "--head", "classifier", "--json", tmp_path / "cost.json")
+    assert answer.status == 0
+    content = read(tmp_path / "cost.json")
+    assert round(content["mult_adds"] / 1e6) == 569
+    assert round(content["params"] / 1e6, 1) == 4.2
+    kind = content["by_kind"]["1x1 convolution"]
+    assert round(100 * kind["mult_adds_share"], 2) == 94.86
+    assert round(100 * kind["params_share"], 2) == 74.59
+    assert {"mult_adds", "params"} <= kind.keys()
+    assert {"name", "kind", "mult_adds", "params", "output"} <= content["layers"][0].keys()
+    assert sum(layer["params"] for layer in content["layers"]) == content["params"]
+    assert "568.7 M multiply-adds, 4.232 M parameters" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "summary"),
+    [
+        (["--alpha", "0.25", "--head", "classifier"], "ImageNet classifier on mobilenet_v1, alpha 0.25, input 224x224"),
+        ([], "ssd on mobilenet_v1, alpha 1, input 300x300: 1,224"),
+        (["--classes", "90"], "ssd on mobilenet_v1, alpha 1, input 300x300: 1,237.1 M multiply-adds, 6.820 M"),
+        (["--head", "ssdlite", "--alpha", "0.5"], "ssdlite on mobilenet_v1, alpha 0.5, input 320x320"),
+        (["--rho", "0.64"], "ssd on mobilenet_v1, alpha 1, input 192x192"),
+        (["model.alpha=0.75", "model.base_hw=[96,128]"], "ssd on mobilenet_v1, alpha 0.75, input 128x96"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_info_is_about_the_network_that_is_asked_for(words: list[str], summary: str, cli: Cli) -> None:
+    answer = cli("info", *words)
+    assert answer.status == 0, answer.err
+    assert summary in answer.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("head", "summary"),
+    [
+        ("ssd", "ssd on mobilenet_v1, alpha 0.1, input 64x64"),
+        ("ssdlite", "ssdlite on mobilenet_v1, alpha 0.1, input 64x64"),
+        ("classifier", "ImageNet classifier on mobilenet_v1, alpha 0.1, input 224x224"),  # ImageNet's size
+    ],
+)
+def test_info_of_a_config_takes_its_size(head: str, summary: str, cli: Cli, config: Path) -> None:
+    assert summary in cli("info", config, "--head", head).out.splitlines()[-1]
+
+
+def test_tables_keep_their_names_in_a_pipe(cli: Cli) -> None:
+    """rich takes 80 columns for a pipe, and cut every layer's name to "backbone.block…"."""
+    out = cli("info", "--head", "classifier").out
+    assert "backbone.blocks.13.pointwise.conv " in out
+    assert "…" not in out
+
+
+# train
+
+
+def test_train_leaves_a_run_and_says_where(cli: Cli, config: Path, here: Path) -> None:
+    answer = cli("train", config, "train.epochs=1")
+    assert answer.status == 0, answer.err
+    folder = here / "runs" / "tiny"
+    assert {"config.yaml", "metrics.csv", "last.pt", "best.pt"} <= {path.name for path in folder.iterdir()}
+    last = answer.out.splitlines()[-1]
+    assert last.startswith("best AP 0.0")
+    assert last.endswith(f"checkpoints, metrics.csv and pictures are in {Path('runs/tiny')}")
+    assert all(name in answer.out for name in NUMBERS)
+
+
+def test_a_second_run_gets_its_own_folder(cli: Cli, config: Path, here: Path) -> None:
+    (here / "runs" / "tiny").mkdir(parents=True)
+    (here / "runs" / "tiny" / "last.pt").touch()
+    assert cli("train", config, "train.epochs=1").status == 0
+    assert (here / "runs" / "tiny-2" / "last.pt").is_file()
+    assert (here / "runs" / "tiny" / "last.pt").read_bytes() == b""
+
+
+def test_a_named_folder_with_a_run_is_not_started_over(cli: Cli, config: Path, here: Path, toy_run: Path) -> None:
+    assert_explained(cli("train", config, "--out", toy_run), "holds a run already; go on with --resume auto", here)
+
+
+@pytest.mark.parametrize("resume", ["auto", "runs/tiny/last.pt"])
+def test_resume_goes_on_in_the_folder(resume: str, cli: Cli, config: Path, here: Path, toy_run: Path) -> None:
+    shutil.copytree(toy_run, here / "runs" / "tiny")
+    assert cli("train", config, "train.epochs=3", "--resume", resume).status == 0
+    lines = (here / "runs" / "tiny" / "metrics.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
+
+
+def test_resume_auto_takes_the_newest_run_of_the_config(cli: Cli, config: Path, here: Path, toy_run: Path) -> None:
+    """The second run of a config lies in NAME-2; auto went on with the first one."""
+    for name, stamp in (("tiny", 1000), ("tiny-2", 3000), ("tiny-3", 2000), ("tinier-4", 4000)):
+        shutil.copytree(toy_run, here / "runs" / name)
+        os.utime(here / "runs" / name / "last.pt", (stamp, stamp))
+    assert cli("train", config, "train.epochs=3", "--resume", "auto").status == 0
+    epochs = {path.parent.name: len(path.read_text().splitlines()) - 1 for path in here.glob("runs/*/metrics.csv")}
+    assert epochs == {"tiny": 2, "tiny-2": 3, "tiny-3": 2, "tinier-4": 2}
+
+
+def test_resume_auto_starts_where_nothing_is(cli: Cli, config: Path, here: Path) -> None:
+    assert cli("train", config, "train.epochs=1", "--resume", "auto", "--out", "new").status == 0
+    assert (here / "new" / "last.pt").is_file()
+
+
+def test_overfit_is_passed_on(cli: Cli, config: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mnet_det.engine import train
+
+    monkeypatch.setattr(train, "OVERFIT_EPOCHS", 4)
+    monkeypatch.setattr(train, "OVERFIT_STEPS", 1)
+    answer = cli("train", config, "--overfit", "1", "--out", "run")
+    assert answer.status == 0, answer.err
+    assert "1 images, " in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.alhpa=0.5"], "model.alhpa: no such setting; did you mean 'alpha'?"),
+        (["train.epochs=many"], "train.epochs"),
+        (["data.root=gone"], "no such folder of images"),
+        (["data.train_annotations=gone.json"], "gone.json: no such file"),
+        (["model.init=gone.pt"], "gone.pt: no such file"),
+        (["--resume", "gone.pt"], "gone.pt: no such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_explains_what_is_wrong_and_writes_nothing(
+    words: list[str], message: str, cli: Cli, config: Path, here: Path
+) -> None:
+    assert_explained(cli("train", config, *words), message, here)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not COCO JSON; expected an object with images, annotations and categories"),
+        ('{"images": []}', "not COCO JSON; expected a list of annotations, found nothing"),
+    ],
+)
+def test_train_explains_what_is_no_coco_json(content: str, message: str, cli: Cli, config: Path, here: Path) -> None:
+    path = here.parent / "bad.json"
+    path.write_text(content)
+    assert_explained(cli("train", config, f"data.train_annotations={path}"), message, here)
+
+
+def test_train_explains_classes_that_differ(cli: Cli, config: Path, here: Path, annotations: Path) -> None:
+    content = read(annotations)
+    content["categories"].append({"id": 99, "name": "unicorn"})
+    path = here.parent / "more.json"
+    path.write_text(json.dumps(content))
+    answer = cli("train", config, f"data.val_annotations={path}")
+    assert_explained(answer, "the training data have 6 classes", here)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.alpha=0.2"], "was trained with model.alpha=0.1 (now 0.2); resume with its own settings"),
+        (
+            ["data.classes=[disc,ring]"],
+            "was trained on 6 classes (disc, ring, square, …), the data have 2 (disc, ring)",
+        ),
+    ],
+    ids=["alpha", "classes"],
+)
+def test_resume_explains_what_does_not_fit(
+    words: list[str], message: str, cli: Cli, config: Path, here: Path, toy_run: Path
+) -> None:
+    resume = shutil.copytree(toy_run, here.parent / "run") / "last.pt"
+    assert_explained(cli("train", config, "train.epochs=3", *words, "--resume", resume), message, here)
+
+
+def test_resume_explains_what_is_no_checkpoint(cli: Cli, config: Path, here: Path) -> None:
+    path = here.parent / "text.pt"
+    path.write_text("hello")
+    assert_explained(cli("train", config, "--resume", path), "not a checkpoint that can be read", here)
+
+
+# eval
+
+
+@pytest.mark.shared
+def test_eval_of_a_results_file_gives_the_published_numbers(cli: Cli, shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data" / "cocoeval_check"
+    results = folder / "instances_val2014_fakebbox100_results.json"
+    words = ["--annotations", folder / "instances_val2014_100.json", "--json", tmp_path / "scores.json"]
+    answer = cli("eval", "--detections", results, *words)
+    assert answer.status == 0, answer.err
+    published = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
+    content = read(tmp_path / "scores.json")
+    assert [round(content[name], 3) for name in NUMBERS] == published
+    assert (content["images"], content["runtime"]) == (100, None)
+    rows = {
+        cells[1].strip(): cells[2].strip() for line in answer.out.splitlines() if len(cells := line.split("│")) == 4
+    }
+    assert [rows[name] for name in NUMBERS] == [f"{value:.3f}" for value in published]
+    assert rows["person"] == f"{content['per_class']['person']:.3f}"
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "torch"])
+def test_eval_reports_what_pycocotools_makes_of_its_saved_detections(
+    runtime: str, cli: Cli, toy: Path, toy_run: Path, toy_model: Path, annotations: Path, tmp_path: Path
+) -> None:
+    model = toy_run / "best.pt" if runtime == "torch" else toy_model
+    words = ["--images", toy / "val2017", "--annotations", annotations, "--runtime", runtime]
+    saved, scores = tmp_path / "detections.json", tmp_path / "scores.json"
+    answer = cli("eval", model, *words, "--save-detections", saved, "--json", scores)
+    assert answer.status == 0, answer.err
+    content = read(scores)
+    assert (content["runtime"], content["images"]) == (runtime, 4)
+    judge = COCO(str(annotations))
+    alone = COCOeval(judge, judge.loadRes(str(saved)), "bbox")
+    alone.evaluate()
+    alone.accumulate()
+    alone.summarize()
+    assert [-1 if content[name] is None else content[name] for name in NUMBERS] == alone.stats.tolist()
+    assert {result["category_id"] for result in read(saved)} <= {3, 7, 11, 18, 24, 40}
+    # And so does `eval` itself, of the saved file.
+    assert cli("eval", "--detections", saved, "--annotations", annotations, "--json", scores).status == 0
+    assert read(scores) == content | {"runtime": None}
+
+
+def test_eval_without_detections_gives_0_and_a_hint(cli: Cli, annotations: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("[]")
+    words = ["--annotations", annotations, "--json", tmp_path / "scores.json"]
+    answer = cli("eval", "--detections", tmp_path / "none.json", *words)
+    assert answer.status == 0
+    assert read(tmp_path / "scores.json")["AP"] == 0
+    assert "no detections at all, so AP is 0: is the model trained?" in answer.out
+
+
+def test_eval_never_prints_minus_one(cli: Cli, annotations: Path, tmp_path: Path) -> None:
+    content = read(annotations)
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 3 and a["area"] > 96**2]
+    assert content["annotations"]
+    (tmp_path / "large.json").write_text(json.dumps(content))
+    found = [
+        {"image_id": a["image_id"], "category_id": 3, "bbox": a["bbox"], "score": 1.0} for a in content["annotations"]
+    ]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    words = ["--annotations", tmp_path / "large.json", "--json", tmp_path / "scores.json"]
+    answer = cli("eval", "--detections", tmp_path / "found.json", *words)
+    scores = read(tmp_path / "scores.json")
+    assert scores["AP"] == pytest.approx(1)
+    assert scores["AP_small"] is scores["AR_small"] is scores["per_class"]["ring"] is None
+    assert "n/a" in answer.out
+    assert "-1" not in answer.out
+
+
+def test_eval_refuses_data_with_classes_the_model_lacks(
+    cli: Cli, here: Path, toy: Path, toy_model: Path, annotations: Path
+) -> None:
+    content = read(annotations)
+    content["categories"].append({"id": 99, "name": "unicorn"})
+    path = here.parent / "more.json"
+    path.write_text(json.dumps(content))
+    answer = cli("eval", toy_model, "--images", toy / "val2017", "--annotations", path, "--json", "scores.json")
+    assert_explained(answer, "the model has 6 classes, the data 7: the model does not know unicorn", here)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["MODEL", "--images", "gone", "--annotations", "ANNOTATIONS"], "gone: no such folder of images"),
+        (["MODEL", "--images", "IMAGES", "--annotations", "gone.json"], "gone.json: no such file"),
+        (["MODEL", "--images", "IMAGES", "--annotations", "ANNOTATIONS", "--runtime", "x"], "runtime: got 'x'"),
+        (["gone.pt", "--images", "IMAGES", "--annotations", "ANNOTATIONS"], "gone.pt: no such model file"),
+        (["a.h5", "--images", "IMAGES", "--annotations", "ANNOTATIONS"], "not a kind of model file we know"),
+        (["--detections", "gone.json", "--annotations", "ANNOTATIONS"], "gone.json: no such file"),
+        (["--detections", "ANNOTATIONS", "--annotations", "ANNOTATIONS"], "expected a list of results"),
+    ],
+)
+def test_eval_explains_what_is_wrong(
+    words: list[str], message: str, cli: Cli, here: Path, toy: Path, toy_model: Path, annotations: Path
+) -> None:
+    places = {
+        "MODEL": toy_model,
+        "ANNOTATIONS": annotations,
+        "IMAGES": toy / "val2017",
+    }
+    answer = cli("eval", *(places.get(word, word) for word in words), "--save-detections", "d.json")
+    assert_explained(answer, message, here)
+
+
+# predict, demo, export, bench
+
+
+def test_predict_writes_pictures_and_coco_results(cli: Cli, toy: Path, toy_model: Path, tmp_path: Path) -> None:
+    words = [toy / "val2017", "--out", tmp_path / "found", "--json", tmp_path / "found.json", "--score", "0.01"]
+    answer = cli("predict", toy_model, *words)
+    assert answer.status == 0, answer.err
+    names = sorted(path.name for path in (toy / "val2017").iterdir())
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == names
+    results = read(tmp_path / "found.json")
+    assert {result["image_id"] for result in results} == set(names)
+    assert all(result.keys() == {"image_id", "category_id", "bbox", "score"} for result in results)
+    assert all(result["score"] >= 0.01 and len(result["bbox"]) == 4 for result in results)
+    assert {result["category_id"] for result in results} <= {3, 7, 11, 18, 24, 40}
+    counts = [
+        f"{tmp_path / 'found' / name}: {sum(r['image_id'] == name for r in results)} detections" for name in names
+    ]
+    assert answer.out.splitlines() == counts
+
+
+def test_demo_records_the_clip_frame_by_frame_and_counts_what_it_saw(
+    cli: Cli, toy: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    recorded, stats = tmp_path / "out.mp4", tmp_path / "stats.json"
+    words = ["--screen", "none", "--record", recorded, "--stats", stats, "--score", "0.1"]
+    answer = cli("demo", toy / "clip.mp4", "--model", toy_model, *words)
+    assert answer.status == 0, answer.err
+    content = read(stats)
+    assert {"frames", "read", "dropped", "fps", "first_frame_s", "detections"} <= content.keys()
+    for key in ("network_ms", "end_to_end_ms", "lag_ms"):
+        assert content[key].keys() >= {"p50", "p95"}
+    assert (content["frames"], content["read"], content["dropped"]) == (180, 180, 0)
+    assert set(content["detections"]) <= {"disc", "ring", "square", "triangle", "star", "cross"}
+    assert f"180 frames shown, 0 dropped, {content['fps']:.1f} a second on openvino" in answer.out
+    source, copy = cv2.VideoCapture(str(toy / "clip.mp4")), cv2.VideoCapture(str(recorded))
+    for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT):
+        assert copy.get(what) == pytest.approx(source.get(what))
+
+
+def test_demo_stops_after_the_frames_asked_for(cli: Cli, toy: Path, toy_model: Path, tmp_path: Path) -> None:
+    words = ["--screen", "none", "--frames", "5", "--stats", tmp_path / "stats.json", "--runtime", "onnxruntime"]
+    answer = cli("demo", toy / "clip.mp4", "--model", toy_model, *words, "--threads", "1")
+    assert "5 frames shown" in answer.out
+    assert "on onnxruntime" in answer.out
+    assert read(tmp_path / "stats.json")["frames"] == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["CLIP"], "demo needs --model"),
+        (["gone.mp4", "--model", "MODEL"], "gone.mp4"),
+        (["CLIP", "--model", "gone.onnx"], "gone.onnx: no such model file"),
+        (["CLIP", "--model", "MODEL", "--screen", "cinema"], "cinema"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_demo_explains_what_is_wrong(
+    words: list[str], message: str, cli: Cli, here: Path, toy: Path, toy_model: Path
+) -> None:
+    places = {"CLIP": toy / "clip.mp4", "MODEL": toy_model}
+    assert_explained(cli("demo", *(places.get(word, word) for word in words), "--stats", "s.json"), message, here)
+
+
+def test_export_writes_beside_the_checkpoint_and_says_how_it_compares(
+    cli: Cli, toy_run: Path, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mnet_det.engine import export
+
+    monkeypatch.setattr(export, "write_onnx", lambda d, m, path, *, batch: shutil.copyfile(toy_model, path))
+    shutil.copyfile(toy_run / "best.pt", tmp_path / "best.pt")
+    answer = cli("export", tmp_path / "best.pt", "--format", "onnx")
+    assert answer.status == 0, answer.err
+    assert (tmp_path / "best.onnx").is_file()
+    assert answer.out.startswith("compared with torch on 4 images: ")
+    assert answer.out.endswith(f"wrote {tmp_path / 'best.onnx'}\n")
+
+
+def test_export_that_fails_its_comparison_is_exit_status_1(
+    cli: Cli, toy_run: Path, toy_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mnet_det.engine import export
+
+    monkeypatch.setattr(export, "write_onnx", lambda d, m, path, *, batch: shutil.copyfile(toy_model, path))
+    monkeypatch.setattr(export, "compare", lambda *_: export.Parity(8, 30, 12.0, 0.5))
+    answer = cli("export", toy_run / "best.pt", "--format", "onnx", "--out", "model.onnx")
+    assert_explained(answer, "not kept, the exported model differs from torch: 12 px (at most 0.5)", here)
+
+
+def test_bench_writes_the_promised_keys(cli: Cli, toy_model: Path, tmp_path: Path) -> None:
+    words = ["--runtime", "openvino,onnxruntime", "--threads", "1", "--json", tmp_path / "bench.json"]
+    answer = cli("bench", toy_model, *words)
+    assert answer.status == 0, answer.err
+    content = read(tmp_path / "bench.json")
+    assert content["machine"]["cpu"] == doctor.cpu_name()
+    assert content["machine"]["cpu"] in answer.out
+    assert [row["runtime"] for row in content["rows"]] == ["openvino", "onnxruntime"]
+    for row in content["rows"]:
+        assert row["model"].startswith(str(toy_model))
+        assert (row["alpha"], row["input_hw"], row["threads"]) == (0.1, [64, 64], 1)
+        for stage in ("preprocess_ms", "network_ms", "postprocess_ms", "total_ms"):
+            assert 0 < row[stage]["p50"] <= row[stage]["p95"]
+
+
+# doctor, toy, browse
+
+
+@pytest.mark.parametrize(("found", "status"), [("ok", 0), ("missing", 0), ("fault", 1)])
+def test_doctor_fails_on_a_fault_alone(found: Any, status: int, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda *, cache: [Finding("torch", found, "2.9", "mend it")])
+    answer = cli("doctor")
+    assert answer.status == status
+    assert "torch" in answer.out
+
+
+def test_toy_draws_a_data_set_and_never_over_another(cli: Cli, here: Path) -> None:
+    answer = cli("toy", "drawn", "--train", "2", "--val", "1")
+    assert answer.status == 0
+    assert answer.out == "drew 2 training and 1 validation images and clip.mp4 into drawn\n"
+    assert len(read(here / "drawn" / "annotations" / "instances_train2017.json")["images"]) == 2
+    again = cli("toy", "drawn")
+    assert again.status == 1
+    assert again.err.startswith("error: ")
+    assert "holds something already" in again.err
+
+
+def test_browse_writes_a_picture(cli: Cli, config: Path, here: Path) -> None:
+    answer = cli("browse", config, "--out", "samples.png")
+    assert answer.out == "wrote samples.png\n"
+    assert cv2.imread(str(here / "samples.png")).shape == (3 * 64, 4 * 64, 3)
+
+
+def test_browse_explains_a_format_that_is_none(cli: Cli, config: Path, here: Path) -> None:
+    assert_explained(cli("browse", config, "--out", "samples.xyz"), "cannot write this kind of image", here)
