@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
-from mnet_det.errors import ConfigError, MnetDetError  # noqa: E402
+from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 
 if TYPE_CHECKING:
     from mnet_det.runtime import Predictor
@@ -108,12 +108,12 @@ def info(
     base = {"classifier": 224, "ssd": 300, "ssdlite": 320}
     if head is not None and head not in base:
         raise typer.BadParameter(f"--head {head}: expected one of {', '.join(base)}")
-    if path is None or head == "classifier":
-        side = base[head or "ssd"]
-        overrides.insert(0, f"model.base_hw=[{side},{side}]")
     overrides += [f"model.{key}={value}" for key, value in (("alpha", alpha), ("rho", rho)) if value is not None]
     if head in ("ssd", "ssdlite"):
         overrides.append(f"model.head={head}")
+    if path is None or head == "classifier":  # no config says the size: the one that the papers give this head
+        side = base[head or load_config(None, overrides).model.head]
+        overrides.insert(0, f"model.base_hw=[{side},{side}]")
     model = load_config(path, overrides).model
     if head == "classifier":
         name = "ImageNet classifier"
@@ -150,7 +150,11 @@ def train(
         raise typer.BadParameter("train needs a config file, for example configs/ssd300_mobilenet_v1.yaml")
     config = load_config(path, overrides)
     folder, checkpoint = _run_folder(path.stem, out, resume)
-    result = run_training(config, out=folder, resume=checkpoint, overfit=overfit, console=_console())
+    try:
+        result = run_training(config, out=folder, resume=checkpoint, overfit=overfit, console=_console())
+    except KeyboardInterrupt:
+        print(f"\nstopped; --resume auto goes on after the last whole epoch in {folder}", file=sys.stderr)
+        raise typer.Exit(130) from None
     _print_scores(result.scores)
     print(f"best AP {result.best_ap:.3f}; checkpoints, metrics.csv and pictures are in {result.out}")
 
@@ -188,16 +192,16 @@ def evaluate(
         predictor = _load(model, runtime=runtime)
         used = predictor.runtime
         scores, results = run_model(predictor, data, annotations)
+    if json is not None:
+        write_json(json, scores.to_json(runtime=used))
+    if save_detections is not None:
+        write_json(save_detections, results)
     _print_scores(scores)
     if not results:
         print(
             "no detections at all, so AP is 0: is the model trained? `mnet-det train … --overfit 8` shows whether it "
             "can learn your data"
         )
-    if json is not None:
-        write_json(json, scores.to_json(runtime=used))
-    if save_detections is not None:
-        write_json(save_detections, results)
 
 
 @app.command()
@@ -217,9 +221,13 @@ def predict(
     from mnet_det.files import write_json
 
     predictor = _load(model, runtime=runtime, score=score)
-    results = predict_files(predictor, sources, out=out, note=lambda path, count: print(f"{path}: {count} detections"))
+    results, faults = predict_files(
+        predictor, sources, out=out, note=lambda path, count: print(f"{path}: {count} detections")
+    )
     if json is not None:
         write_json(json, results)
+    if faults:
+        raise DataError(f"left out {len(faults)} of the images: {'; '.join(faults[:5])}")
 
 
 @app.command()
@@ -388,11 +396,11 @@ def _split(words: list[str] | None) -> tuple[Path | None, list[str]]:
 
 def _run_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
     """The run folder, and the checkpoint to go on from."""
-    from mnet_det.files import free_folder
+    from mnet_det.files import free_folder, used_folders
 
     folder = out or Path("runs") / name
     if resume == "auto":
-        runs = [folder, *folder.parent.glob(f"{folder.name}-[0-9]*")] if out is None else [folder]
+        runs = used_folders(folder) if out is None else [folder]
         checkpoints = [run / "last.pt" for run in runs if (run / "last.pt").exists()]
         if not checkpoints:
             return folder, None
@@ -430,4 +438,5 @@ def _print_scores(scores: Any) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    # Class names and paths may hold brackets, which are no markup.
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False)

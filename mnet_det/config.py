@@ -203,7 +203,7 @@ def parse_config(raw: Mapping[str, Any], *, source: str = "settings") -> Config:
         ConfigError: unknown or misspelt setting, or wrong type; all of them in one line.
     """
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate({section: {} if value is None else value for section, value in raw.items()})
     except ValidationError as error:
         lines = [_explain(fault) for fault in error.errors(include_url=False)]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from None
@@ -236,7 +236,9 @@ def _set(raw: dict[str, Any], word: str) -> None:
         raise ConfigError(f"{word}: the value is not YAML; quote it if it holds : or [") from None
     place = raw
     for section in sections[:-1]:
-        place = place.setdefault(section, {})
+        if place.get(section) is None:  # absent, or a section whose settings are all commented out
+            place[section] = {}
+        place = place[section]
         if not isinstance(place, dict):
             raise ConfigError(f"{key}: '{section}' is a value, it has no settings below it")
     place[sections[-1]] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -54,8 +55,19 @@ def write_json(path: Path, content: Any) -> None:
 
 def free_folder(folder: Path) -> Path:
     """The folder itself if nothing is there yet, else the first of `NAME-2`, `NAME-3` … that is free."""
-    candidate, number = folder, 2
-    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
-        candidate = folder.with_name(f"{folder.name}-{number}")
-        number += 1
-    return candidate
+    return next(candidate for candidate in _numbered(folder) if not _is_used(candidate))
+
+
+def used_folders(folder: Path) -> list[Path]:
+    """The folder, `NAME-2`, `NAME-3` … up to the first that is free."""
+    return list(itertools.takewhile(_is_used, _numbered(folder)))
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def _is_used(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

@@ -90,7 +90,7 @@ def run_quickstart(out: Path, *, console: Console) -> Outcome:
     cost = count_cost(
         lambda: build_detector(config.model, num_classes=len(val.class_names)), input_hw=config.model.input_hw
     )
-    latency = benchmark({"quickstart": load_predictor(model, score=LIVE_SCORE)}, bench_images())[0]
+    latency = benchmark([("quickstart", load_predictor(model, score=LIVE_SCORE))], bench_images())[0]
     picture = out / "detections.png"
     write_image(picture, picture_predictions(predictor, val))
     live = _film(predictor, toy / "clip.mp4", out / "clip.mp4", console)

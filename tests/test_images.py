@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mnet_det.errors import DataError
+from mnet_det.errors import DataError, MnetDetError
 from mnet_det.images import SUFFIXES, list_images, read_image, write_image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -146,7 +146,7 @@ def test_an_unknown_format_cannot_be_written(tmp_path: Path, name: str) -> None:
 def test_writing_where_a_file_stands_for_the_folder_is_an_error(tmp_path: Path) -> None:
     """Removing the temporary file failed in its turn and its NotADirectoryError was what the user saw."""
     (tmp_path / "out").write_text("not a folder")
-    with pytest.raises(DataError, match=r"a\.png: cannot be written"):
+    with pytest.raises(MnetDetError, match=r"a\.png: cannot be written"):
         write_image(tmp_path / "out" / "a.png", np.zeros((2, 2, 3), np.uint8))
 
 

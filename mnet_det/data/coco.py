@@ -271,12 +271,12 @@ def _check_entries(path: Path, key: str, entries: Any, fields: dict[str, Any]) -
     for number, entry in enumerate(entries):
         for field, kind in fields.items():
             value = entry.get(field) if isinstance(entry, dict) else None
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and abs(value) >= 2**63):
                 raise DataError(f"{path}: {key}[{number}]: '{field}' is {value!r}, expected {_kind_name(kind)}")
 
 
 def _check_box(place: str, box: list[Any]) -> None:
-    if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
+    if len(box) != 4 or not all(isinstance(side, int | float) and abs(side) < 1e9 for side in box):  # false for NaN
         raise DataError(f"{place}: bbox {box} is not four finite numbers x, y, width, height")
 
 

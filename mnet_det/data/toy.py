@@ -127,9 +127,11 @@ def draw_toy(
         for split, image_count in zip(SPLITS, (train_images, val_images), strict=True):
             _draw_split(temporary, split, image_count=image_count, image_hw=image_hw, seed=seed)
         draw_clip(temporary / "clip.mp4", seed=seed)
-        if folder.exists():
-            folder.rmdir()  # Windows renames onto nothing, not even onto an empty folder
-        os.replace(temporary, folder)
+        if folder.exists():  # empty, and perhaps somebody's current folder: it stays
+            for child in temporary.iterdir():
+                os.replace(child, folder / child.name)
+        else:
+            os.replace(temporary, folder)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:

@@ -52,15 +52,18 @@ def run_bench(
         raise ConfigError("nothing to measure: give a MODEL or --alpha")
     with _random_models(alphas, rhos) as random_models:
         named = {str(path): path for path in models} | random_models
-        predictors = {
-            f"{name}, {runtime}": load(
-                _form_for(path, runtime) if name in random_models else path,
-                runtime=runtime,
-                threads=threads,
-                score=LIVE_SCORE,
+        predictors = [
+            (
+                name,
+                load(
+                    _form_for(path, runtime) if name in random_models else path,
+                    runtime=runtime,
+                    threads=threads,
+                    score=LIVE_SCORE,
+                ),
             )
             for (name, path), runtime in itertools.product(named.items(), runtimes)
-        }
+        ]
         return benchmark(predictors, bench_images())
 
 

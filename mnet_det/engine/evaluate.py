@@ -104,6 +104,12 @@ def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]
     if strangers:
         named = ", ".join(map(str, sorted(strangers, key=str)[:3]))
         raise DataError(f"{len(strangers)} image ids of the detections are not in the annotations, such as {named}")
+    known = {category["id"] for category in truth["categories"]}
+    if results and not any(result["category_id"] in known for result in results):
+        raise DataError(
+            f"none of the detections has a category of the annotations: theirs are such as "
+            f"{results[0]['category_id']}, expected one of {', '.join(map(str, sorted(known)[:5]))} …"
+        )
     with contextlib.redirect_stdout(io.StringIO()):
         judge = _coco(truth)
         found = judge.loadRes([dict(result) for result in results]) if results else _coco({**truth, "annotations": []})
@@ -131,8 +137,15 @@ def evaluate(
     Returns:
         The scores, and the COCO results they were computed from.
     """
+    return score_model(predictor, data, restrict(read_coco_json(annotations), data), batch_size=batch_size)
+
+
+def score_model(
+    predictor: Predictor, data: CocoData, truth: Mapping[str, Any], *, batch_size: int = 1
+) -> tuple[Scores, list[dict[str, Any]]]:
+    """As `evaluate`, with the annotations already read: `truth` as `restrict` gives it."""
     results = [result for found in detect_all(predictor, data, batch_size=batch_size) for result in found]
-    return score_results(results, restrict(read_coco_json(annotations), data)), results
+    return score_results(results, truth), results
 
 
 def restrict(truth: Mapping[str, Any], data: CocoData) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from mnet_det.preprocess import Preprocessor
 from mnet_det.runtime.backends import INPUT_NAME, OUTPUT_NAMES, Backend, OpenVINOBackend
 from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata
 from mnet_det.runtime.postprocess import Thresholds
-from mnet_det.structures import Image
+from mnet_det.structures import FloatArray, Image
 
 MAX_BOX_PX = 0.5
 MAX_SCORE = 1e-3
@@ -90,7 +92,7 @@ def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int
             OpenVINOBackend(temporary),
             _images_to_compare(checkpoint.config, images),
         )
-        if parity.box_px > MAX_BOX_PX or parity.score > MAX_SCORE:
+        if not (parity.box_px <= MAX_BOX_PX and parity.score <= MAX_SCORE):  # so that NaN does not pass
             raise ExportError(
                 f"{out}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
                 f"{MAX_BOX_PX}), score {parity.score:.3g} (at most {MAX_SCORE}) on {parity.images} images"
@@ -119,10 +121,10 @@ def compare(reference: Backend, exported: Backend, images: Iterable[Image]) -> P
     for image in images:
         pixels = preprocess(image)[0][None]
         expected, found = reference.candidates(pixels), exported.candidates(pixels)
-        score = max(score, float(np.abs(expected.scores - found.scores).max()))
+        score = _worse(score, expected.scores - found.scores)
         visible = expected.scores.max(axis=-1) >= COMPARED_SCORE  # [1, N]
         if visible.any():
-            box_px = max(box_px, float(np.abs(expected.boxes_xyxy - found.boxes_xyxy)[visible].max()))
+            box_px = _worse(box_px, (expected.boxes_xyxy - found.boxes_xyxy)[visible])
         detections += len(reference(pixels, thresholds)[0])
         seen += 1
         if seen >= MAX_IMAGES or (seen >= MIN_IMAGES and detections >= WANTED_DETECTIONS):
@@ -130,12 +132,25 @@ def compare(reference: Backend, exported: Backend, images: Iterable[Image]) -> P
     return Parity(seen, detections, box_px, score)
 
 
+def _worse(largest: float, difference: FloatArray) -> float:
+    """The larger of a difference so far and this one; NaN counts as infinite."""
+    here = float(np.abs(difference).max())
+    return math.inf if math.isnan(here) else max(largest, here)
+
+
 def _images_to_compare(config: Config, folder: Path | None) -> Iterator[Image]:
     """Images of `folder`, else of the run's validation set if it is here, else drawn ones."""
     if folder is not None:
         return map(read_image, list_images(folder))
     try:
-        return map(read_image, list_images(config.data.images("val")))
+        return _readable(list_images(config.data.images("val")))
     except (ConfigError, DataError):
         scenes = (draw_scene(np.random.default_rng(index), image_hw=DRAWN_HW) for index in range(MAX_IMAGES))
         return (scene.image for scene in scenes)
+
+
+def _readable(paths: Iterable[Path]) -> Iterator[Image]:
+    """Those of a data set's images that can be read; a damaged one is no reason not to export."""
+    for path in paths:
+        with suppress(DataError):
+            yield read_image(path)

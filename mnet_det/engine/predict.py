@@ -19,7 +19,7 @@ def predict_files(
     *,
     out: Path,
     note: Callable[[Path, int], None] = lambda path, n: None,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Detect in files and folders of images, and write each picture with its boxes to `out`.
 
     Args:
@@ -29,14 +29,18 @@ def predict_files(
         note: called with each picture's path and the number of detections in it.
 
     Returns:
-        COCO results, with the file's name as `image_id`.
+        COCO results, with the file's name as `image_id`, and what was wrong with images that could not be read.
 
     Raises:
         DataError: a source is missing or not an image, or two have the same name.
     """
-    results = []
+    results, faults = [], []
     for path in _distinct(expand(sources)):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except DataError as error:  # one damaged file costs itself, not all that follow
+            faults.append(str(error))
+            continue
         detections = predictor(image)
         picture = out / path.name
         if picture.resolve() == path.resolve():
@@ -44,7 +48,7 @@ def predict_files(
         write_image(picture, draw_detections(image, detections, predictor.class_names))
         results += to_results(detections, image_id=path.name, category_ids=predictor.metadata.category_ids)
         note(picture, len(detections))
-    return results
+    return results, faults
 
 
 def expand(sources: Iterable[Path]) -> Iterator[Path]:

@@ -35,6 +35,7 @@ class State:
     optimizer: Optimizer
     schedule: LambdaLR
     scaler: torch.amp.GradScaler
+    steps_per_epoch: int
     epoch: int = 0
     best_ap: float = -1.0
 
@@ -61,6 +62,7 @@ def start_state(
         optimizer=optimizer,
         schedule=build_schedule(optimizer, config.train, steps_per_epoch=steps_per_epoch),
         scaler=torch.amp.GradScaler(device.type, enabled=scale_loss),
+        steps_per_epoch=steps_per_epoch,
     )
 
 
@@ -75,14 +77,15 @@ def save_state(state: State, config: Config, data: CocoData, out: Path, *, best:
         "scaler": state.scaler.state_dict(),
         "epoch": state.epoch,
         "best_ap": state.best_ap,
+        "steps_per_epoch": state.steps_per_epoch,
     }
+    if best:  # first: once last.pt knows the best AP, nothing would write this again
+        save_checkpoint(out / "best.pt", Checkpoint(config, data.class_names, data.category_ids, weights))
     last = out / "last.pt"
     if last.exists():  # copied, not renamed: a run that is killed here still has its last.pt
         with whole_file(out / "previous.pt") as temporary:
             shutil.copyfile(last, temporary)
     save_checkpoint(last, Checkpoint(config, data.class_names, data.category_ids, weights, training))
-    if best:
-        save_checkpoint(out / "best.pt", Checkpoint(config, data.class_names, data.category_ids, weights))
 
 
 def restore_state(state: State, path: Path, config: Config, data: CocoData) -> None:
@@ -106,6 +109,11 @@ def restore_state(state: State, path: Path, config: Config, data: CocoData) -> N
     differing = [f"{key}={theirs[key]} (now {ours[key]})" for key in ours if ours[key] != theirs[key]]
     if differing:
         raise CheckpointError(f"{path}: was trained with {', '.join(differing)}; resume with its own settings")
+    if saved["steps_per_epoch"] != state.steps_per_epoch:
+        raise CheckpointError(
+            f"{path}: an epoch had {saved['steps_per_epoch']} steps, now it has {state.steps_per_epoch}; resume with "
+            f"the same images and train.batch_size, or start from it with model.init={path}"
+        )
     if (saved["average"] is None) != (state.average is None):
         raise CheckpointError(f"{path}: was trained with train.ema={checkpoint.config.train.ema}; resume with that")
     state.detector.load_state_dict(saved["detector"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,10 +18,10 @@ from torch.utils.data import DataLoader
 from mnet_det.config import Config, Split
 from mnet_det.data import open_data
 from mnet_det.data.augment import Preset
-from mnet_det.data.coco import CocoData
+from mnet_det.data.coco import CocoData, read_coco_json
 from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
 from mnet_det.engine.checkpoint import load_fitting
-from mnet_det.engine.evaluate import Scores, evaluate
+from mnet_det.engine.evaluate import Scores, restrict, score_model
 from mnet_det.engine.pictures import picture_batch, picture_predictions
 from mnet_det.engine.run_log import Row, RunLog
 from mnet_det.engine.state import State, restore_state, save_state, start_state
@@ -71,10 +72,13 @@ def train(
     torch.manual_seed(config.train.seed)
     config = config if overfit is None else overfit_config(config, images=overfit)
     val_split: Split = "val" if overfit is None else "train"
-    data, val_data = open_data(config.data, "train"), open_data(config.data, val_split)
-    if overfit is not None:
+    data = open_data(config.data, "train")
+    if overfit is None:
+        val_data = open_data(config.data, "val")
+    else:
         data = val_data = data.head(overfit)
     _require_same_classes(data, val_data)
+    truth = restrict(read_coco_json(config.data.annotations(val_split)), val_data)
     # A few images make an epoch of few steps; visited often enough, they make as many as bookkeeping is worth.
     passes = 1 if overfit is None else math.ceil(OVERFIT_STEPS * config.train.batch_size / len(data))
     batches = EpochBatches(len(data), batch_size=config.train.batch_size, seed=config.train.seed, passes=passes)
@@ -93,7 +97,6 @@ def train(
         console.print(f"{config.model.init}: {copied} of {total} tensors loaded")
     if state.epoch >= config.train.epochs:
         raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", config.to_yaml())
     console.print(_header(config, data, val_data, device), highlight=False)
 
@@ -105,12 +108,12 @@ def train(
             best = False
             if state.epoch % config.train.eval_every == 0 or state.epoch == config.train.epochs:
                 row["val_loss"] = _validation_loss(state, val_data, config, device)
-                scores = _score(state, val_data, config.data.annotations(val_split), config, out)
+                scores = _score(state, val_data, truth, config, out)
                 row |= {"AP": scores.numbers["AP"], "AP50": scores.numbers["AP50"]}
                 best = scores.ap > state.best_ap
                 state.best_ap = max(scores.ap, state.best_ap)
+            log.write(state.epoch, row)  # before the checkpoint: a resumed run drops rows that it has no weights for
             save_state(state, config, data, out, best=best)
-            log.write(state.epoch, row)
             console.print(_epoch_line(state.epoch, config.train.epochs, row), highlight=False)
     return TrainResult(out, state.best_ap, scores)
 
@@ -149,6 +152,8 @@ def pick_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"train.device: got {name!r}, expected auto, cpu, cuda, cuda:0 … or mps")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -159,6 +164,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def _require_own_folder(out: Path, resume: Path | None) -> None:
+    """It is a folder or nothing yet, and holds no run but the one that is resumed."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file; --out names the run's folder")
     if (out / "last.pt").exists() and (resume is None or resume.resolve().parent != out.resolve()):
         raise ConfigError(f"{out}: holds a run already; go on with --resume auto, or choose another --out")
 
@@ -190,7 +198,15 @@ def _train_epoch(
         waited += time.perf_counter() - asked
         if state.epoch == 0 and step == 0:
             write_image(out / "train_batch.jpg", picture_batch(batch, class_names))
-        for name, value in _step(state, batch.to(device), config).items():
+        try:
+            losses = _step(state, batch.to(device), config)
+        except torch.OutOfMemoryError:
+            height, width = config.model.input_hw
+            raise ConfigError(
+                f"a batch of {config.train.batch_size} images of {width}x{height} does not fit into the memory of "
+                f"{device}; lower train.batch_size (and train.lr with it), model.rho or model.alpha"
+            ) from None
+        for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         asked = time.perf_counter()
     seconds = time.perf_counter() - started
@@ -276,10 +292,10 @@ def _validation_loss(state: State, data: CocoData, config: Config, device: torch
     return total / len(data)
 
 
-def _score(state: State, data: CocoData, annotations: Path, config: Config, out: Path) -> Scores:
+def _score(state: State, data: CocoData, truth: Mapping[str, Any], config: Config, out: Path) -> Scores:
     metadata = describe(config, name=out.name, class_names=data.class_names, category_ids=data.category_ids)
     predictor = Predictor(TorchBackend(fuse(state.to_score), metadata))
-    scores, _ = evaluate(predictor, data, annotations, batch_size=min(16, config.train.batch_size))
+    scores, _ = score_model(predictor, data, truth, batch_size=min(16, config.train.batch_size))
     write_image(out / "val_predictions.jpg", picture_predictions(predictor, data))
     return scores
 

@@ -37,11 +37,14 @@ def softmax_multibox_loss(logits: Tensor, classes: Tensor, ignored: Tensor) -> T
 
 
 def focal_loss(logits: Tensor, classes: Tensor, ignored: Tensor) -> Tensor:
-    """Sigmoid focal loss (Lin et al. 2017) over all anchors, background being a class like the others.
+    """Sigmoid focal loss (Lin et al. 2017) over all anchors; background is the absence of every class.
+
+    Its own column learns to stay low and is never read: it is there so that both losses have the same network.
 
     Args and returns: as `softmax_multibox_loss`.
     """
     truth = F.one_hot(classes, logits.shape[-1]).to(logits.dtype)
+    truth[..., 0] = 0  # TensorFlow's `encode_background_as_zeros`
     loss: Tensor = sigmoid_focal_loss(logits, truth, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="none")
     return (loss.sum(dim=-1) * ~ignored).sum()
 

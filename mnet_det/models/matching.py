@@ -47,14 +47,17 @@ def _own_anchors(iou: Tensor) -> tuple[list[int], list[int]]:
     pairs, not M × A.
     """
     best_iou, best_anchor = iou.topk(min(iou.shape), dim=1)  # [M, M]
-    pairs_iou, pairs_anchor = best_iou.flatten().tolist(), best_anchor.flatten().tolist()
+    pairs_iou, pairs_anchor = best_iou.flatten(), best_anchor.flatten().tolist()
+    best_first = pairs_iou.argsort(descending=True, stable=True)[: int((pairs_iou > 0).sum())]
     taken: dict[int, int] = {}  # anchor: box
     served: set[int] = set()
-    for pair in sorted(range(len(pairs_iou)), key=pairs_iou.__getitem__, reverse=True):
+    for pair in best_first.tolist():
         box, anchor = pair // best_iou.shape[1], pairs_anchor[pair]
-        if pairs_iou[pair] > 0 and box not in served and anchor not in taken:
+        if box not in served and anchor not in taken:
             taken[anchor] = box
             served.add(box)
+            if len(served) == len(iou):
+                break
     return list(taken.values()), list(taken)
 
 

@@ -100,7 +100,7 @@ class SSD(Detector):
             for outputs in (num_classes + 1, 4)
         )
         if class_loss == "focal":
-            self._start_from_background()
+            self._start_low()
 
     def forward(self, images: Tensor) -> Candidates:
         """uint8 [B, 3, H, W] to boxes [B, A, 1, 4] and scores [B, A, K]."""
@@ -144,22 +144,19 @@ class SSD(Detector):
         anchors = torch.from_numpy(self.anchors(map_hws, (images.shape[2], images.shape[3])))
         return logits, deltas, anchors.to(images.device)
 
-    def _start_from_background(self) -> None:
-        """Set the class biases so that every class starts at `FOCAL_PRIOR` and background at its complement."""
+    def _start_low(self) -> None:
+        """Set the class biases so that every score starts at `FOCAL_PRIOR`."""
         logit = math.log(FOCAL_PRIOR / (1 - FOCAL_PRIOR))
         for predictor in self.class_predictors:
             layer = predictor[-1] if isinstance(predictor, nn.Sequential) else predictor
             assert isinstance(layer, nn.Conv2d)
             assert layer.bias is not None
-            with torch.no_grad():
-                biases = layer.bias.view(-1, self.num_classes + 1)
-                biases[:, 0] = -logit
-                biases[:, 1:] = logit
+            nn.init.constant_(layer.bias, logit)
 
 
 def _predictor(in_channels: int, outputs: int, *, lite: bool, style: ConvStyle) -> nn.Module:
     linear = nn.Conv2d(in_channels, outputs, 1)
-    nn.init.normal_(linear.weight, std=0.03)  # TensorFlow's value for SSD
+    nn.init.normal_(linear.weight, std=0.03)  # as in TensorFlow's ssd_mobilenet_v1_coco.config
     assert linear.bias is not None
     nn.init.zeros_(linear.bias)
     if not lite:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from mnet_det.report.cost import Cost
 from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
+
+if TYPE_CHECKING:
+    from mnet_det.report.cost import Cost  # counting needs torch, printing does not
 
 
 class _Scores(Protocol):
@@ -73,12 +75,22 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
     """One row a model and runtime: milliseconds as p50 / p95."""
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
     table = _table(
-        "milliseconds, p50 / p95", "model", "input", "threads", "preprocess", "network", "postprocess", "total", "fps"
+        "milliseconds, p50 / p95",
+        "model",
+        "runtime",
+        "input",
+        "threads",
+        "preprocess",
+        "network",
+        "postprocess",
+        "total",
+        "fps",
     )
     for row in rows:
         stages = (row.preprocess_ms, row.network_ms, row.postprocess_ms, row.total_ms)
         table.add_row(
             row.model,
+            row.runtime,
             f"{row.input_hw[1]}x{row.input_hw[0]}",
             str(row.threads),
             *map(_stage, stages),

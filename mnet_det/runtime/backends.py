@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,7 @@ class OpenVINOBackend(_ExportedBackend):
         Raises:
             CheckpointError: missing, not a model, or not exported by mnet-det.
         """
-        openvino = import_openvino()
-        model = _read_openvino_model(openvino, path)
+        model = _read_openvino_model(path)
         self.metadata = _openvino_metadata(model, source=path)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -112,7 +112,7 @@ class OpenVINOBackend(_ExportedBackend):
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._compiled = _openvino_core().compile_model(model, "CPU", settings)
         self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
         self._batch = int(model.input(INPUT_NAME).shape[0])
 
@@ -181,7 +181,7 @@ def read_metadata(path: Path) -> ModelMetadata:
     Raises:
         CheckpointError: missing, not a model, or not exported by mnet-det.
     """
-    return _openvino_metadata(_read_openvino_model(import_openvino(), path), source=path)
+    return _openvino_metadata(_read_openvino_model(path), source=path)
 
 
 def physical_cores() -> int:
@@ -197,14 +197,25 @@ def physical_cores() -> int:
     return cores or os.cpu_count() or 1
 
 
-def _read_openvino_model(openvino: Any, path: Path) -> Any:
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's root object, one for the process.
+
+    Each one gives the process a signal stack and, at its end, puts back the one it found, which may be gone by then.
+    The next signal with a handler, such as torch's for a loader's worker that ends, would then crash the process.
+    """
+    return import_openvino().Core()
+
+
+def _read_openvino_model(path: Path) -> Any:
     _require_file(path, ".onnx", ".xml")
+    openvino = import_openvino()
     # Asking the one frontend first: `read_model` alone tries all of them, and each complains on stderr.
     frontend = openvino.frontend.FrontEndManager().load_by_framework("ir" if path.suffix.lower() == ".xml" else "onnx")
     try:
         if not frontend.supported(str(path)):
             raise _unreadable(path, "unknown content")
-        return openvino.Core().read_model(path)
+        return _openvino_core().read_model(path)
     except RuntimeError as error:
         raise _unreadable(path, error) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -46,12 +46,12 @@ class BenchmarkRow:
 
 
 def benchmark(
-    predictors: Mapping[str, Predictor], images: Sequence[Image], *, repeats: int = 50, warmup: int = 5
+    predictors: Sequence[tuple[str, Predictor]], images: Sequence[Image], *, repeats: int = 50, warmup: int = 5
 ) -> list[BenchmarkRow]:
     """Measure predictors one image at a time, in turn, so that a noisy moment of the machine meets all of them.
 
     Args:
-        predictors: by the name to give in the row.
+        predictors: each with the model's name to give in its row.
         images: RGB uint8 [H, W, 3], taken in turn.
         repeats: measured predictions of each model.
         warmup: predictions of each model before those.
@@ -64,13 +64,13 @@ def benchmark(
     """
     if not images or repeats < 1:
         raise ValueError(f"expected at least one image and one repeat, got {len(images)} and {repeats}")
-    times: dict[str, list[Times]] = {name: [] for name in predictors}
+    times: list[list[Times]] = [[] for _ in predictors]
     for turn in range(-warmup, repeats):
-        for name, predictor in predictors.items():
-            _, taken = predictor.timed(images[turn % len(images)])
+        for (_, predictor), taken in zip(predictors, times, strict=True):
+            _, took = predictor.timed(images[turn % len(images)])
             if turn >= 0:
-                times[name].append(taken)
-    return [_row(name, predictor, times[name]) for name, predictor in predictors.items()]
+                taken.append(took)
+    return [_row(name, predictor, taken) for (name, predictor), taken in zip(predictors, times, strict=True)]
 
 
 def machine() -> dict[str, str | int]:

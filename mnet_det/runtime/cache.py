@@ -14,7 +14,7 @@ from mnet_det.doctor import install_line
 from mnet_det.errors import CheckpointError, MissingPackageError
 
 EXPORTED_SUFFIXES = (".onnx", ".xml")
-CONVERTED_SUFFIXES = (".pt", ".tflite")
+CONVERTED_SUFFIXES = (".pt",)
 """Forms that only the torch side reads; the runtime gets them through `mnet-det export`."""
 
 

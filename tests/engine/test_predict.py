@@ -35,7 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_results_are_coco_with_file_names_and_the_data_s_ids(folder: Path, tmp_path: Path) -> None:
-    results = predict_files(Finder(), [folder], out=tmp_path / "found")
+    results, faults = predict_files(Finder(), [folder], out=tmp_path / "found")
+    assert not faults
     expected = {"category_id": 18, "bbox": [4, 6, 20, 30], "score": 0.75}
     assert results == [{"image_id": name, **expected} for name in ("a.png", "ü.png")]
 
@@ -88,7 +89,10 @@ def test_an_image_is_never_replaced_by_its_picture(folder: Path) -> None:
     assert (read_image(folder / "a.png") == 90).all()
 
 
-def test_a_damaged_image_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_named_and_costs_only_itself(folder: Path, tmp_path: Path) -> None:
+    """It ended the run: the pictures before it were written, their results were not."""
     (folder / "b.png").write_bytes(b"\x89PNG but no more")
-    with pytest.raises(DataError, match=r"b\.png: not an image that can be decoded"):
-        predict_files(Finder(), [folder], out=tmp_path / "found")
+    results, faults = predict_files(Finder(), [folder], out=tmp_path / "found")
+    assert [result["image_id"] for result in results] == ["a.png", "ü.png"]
+    assert len(faults) == 1
+    assert "b.png: not an image that can be decoded" in faults[0]

@@ -71,9 +71,9 @@ def test_scores_come_in_cocos_order_and_classes_best_first() -> None:
 
 def test_a_benchmark_names_the_machine_and_gives_p50_and_p95() -> None:
     stage = StageSummary(1.26, 2.0)
-    row = BenchmarkRow("a.onnx, auto", 0.5, (300, 400), "openvino", 2, stage, stage, stage, StageSummary(8.0, 9.5))
+    row = BenchmarkRow("a.onnx", 0.5, (300, 400), "openvino", 2, stage, stage, stage, StageSummary(8.0, 9.5))
     shown = console()
     print_bench(shown, {"cpu": "A CPU", "logical_cores": 2}, [row])
     assert text(shown).startswith("cpu A CPU, logical_cores 2\n")
-    expected = ["a.onnx, auto", "400x300", "2", "1.3 / 2.0", "1.3 / 2.0", "1.3 / 2.0", "8.0 / 9.5", "125.0"]
+    expected = ["a.onnx", "openvino", "400x300", "2", "1.3 / 2.0", "1.3 / 2.0", "1.3 / 2.0", "8.0 / 9.5", "125.0"]
     assert cells(shown) == [expected]  # 1000 ms / 8 ms

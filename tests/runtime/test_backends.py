@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,3 +184,28 @@ print(json.dumps({"early": early, "found": found, "telemetry": telemetry}))
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout) == {"early": False, "found": 3, "telemetry": []}
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system has no SIGCHLD")
+def test_a_child_that_ends_after_two_detectors_does_not_crash_the_process(
+    write_model: WriteModel, tmp_path: Path
+) -> None:
+    """Two OpenVINO cores, dropped in the order they were made, left the process without a valid signal stack.
+
+    A loader with workers makes torch handle SIGCHLD; the next child that ended then killed the process.
+    """
+    script = """
+import gc, signal, subprocess, sys
+from pathlib import Path
+from mnet_det.runtime.backends import OpenVINOBackend
+signal.signal(signal.SIGCHLD, lambda *received: None)
+first, second = (OpenVINOBackend(Path(sys.argv[1])) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+subprocess.run([sys.executable, "-c", ""])
+print("alive")
+"""
+    child = subprocess.run([sys.executable, "-c", script, str(write_model())], capture_output=True, text=True)
+    assert (child.returncode, child.stdout.strip()) == (0, "alive"), child.stderr

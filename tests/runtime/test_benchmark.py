@@ -37,7 +37,7 @@ def test_models_take_turns_and_warm_up_is_not_counted(metadata: ModelMetadata) -
     """Three warm-up calls, then network times 4…8 ms: median 6, p95 4 + 0.95 x 4 = 7.8; 10.5 ms more in total."""
     order: list[str] = []
     predictors = {name: ScriptedPredictor(name, metadata, order) for name in ("a", "b")}
-    rows = benchmark(predictors, [IMAGE], repeats=5, warmup=3)  # type: ignore[arg-type]
+    rows = benchmark(list(predictors.items()), [IMAGE], repeats=5, warmup=3)  # type: ignore[arg-type]
     assert order == ["a", "b"] * 8
     assert [row.model for row in rows] == ["a", "b"]
     assert rows[0].network_ms == StageSummary(6, pytest.approx(7.8))
@@ -45,7 +45,7 @@ def test_models_take_turns_and_warm_up_is_not_counted(metadata: ModelMetadata) -
 
 
 def test_a_row_has_the_keys_of_the_bench_json(metadata: ModelMetadata) -> None:
-    (row,) = benchmark({"a": ScriptedPredictor("a", metadata, [])}, [IMAGE], repeats=1, warmup=0)  # type: ignore[dict-item]
+    (row,) = benchmark([("a", ScriptedPredictor("a", metadata, []))], [IMAGE], repeats=1, warmup=0)  # type: ignore[list-item]
     written = json.loads(json.dumps(dataclasses.asdict(row)))
     stages = {"preprocess_ms": 10.0, "network_ms": 1.0, "postprocess_ms": 0.5, "total_ms": 11.5}
     assert written == {
@@ -61,7 +61,7 @@ def test_a_row_has_the_keys_of_the_bench_json(metadata: ModelMetadata) -> None:
 @pytest.mark.parametrize(("images", "repeats"), [([], 5), ([IMAGE], 0)], ids=["no image", "no repeat"])
 def test_nothing_to_measure_is_refused(images: list[Image], repeats: int) -> None:
     with pytest.raises(ValueError, match="expected at least one image and one repeat"):
-        benchmark({}, images, repeats=repeats)
+        benchmark([], images, repeats=repeats)
 
 
 def test_the_machine_is_named() -> None:
