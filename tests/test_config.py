@@ -180,3 +180,12 @@ def test_no_path_at_all_is_explained() -> None:
         ConfigError, match=r"no val annotations: set data\.root=FOLDER .* or data\.val_annotations=PATH"
     ):
         DataConfig().annotations("val")
+
+
+def test_a_section_whose_settings_are_all_commented_out_takes_overrides(tmp_path: Path) -> None:
+    """YAML reads it as null, and `data.root=x` was told that 'data' is a value."""
+    path = tmp_path / "x.yaml"
+    path.write_text("data:\n  # root: coco\ntrain:\n")
+    config = load_config(path, ["data.root=x"])
+    assert config.data.root == Path("x")
+    assert config.train.epochs == Config().train.epochs

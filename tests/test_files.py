@@ -12,7 +12,7 @@ import pytest
 
 from mnet_det import files
 from mnet_det.errors import MnetDetError
-from mnet_det.files import free_folder, whole_file, write_json, write_text
+from mnet_det.files import free_folder, used_folders, whole_file, write_json, write_text
 
 
 def write_half(path: Path, error: Exception) -> None:
@@ -98,3 +98,13 @@ def test_a_free_folder_is_new_or_empty(tmp_path: Path) -> None:
     assert free_folder(folder) == tmp_path / "run-2"
     (tmp_path / "run-2").touch()  # a file is in the way too
     assert free_folder(folder) == tmp_path / "run-3"
+
+
+def test_used_folders_are_those_that_free_folder_named(tmp_path: Path) -> None:
+    """`--resume auto` of `ssd` once went on with `ssd-300`, another config's run."""
+    for name in ("ssd", "ssd-2", "ssd-300"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.pt").touch()
+    assert used_folders(tmp_path / "ssd") == [tmp_path / "ssd", tmp_path / "ssd-2"]
+    assert free_folder(tmp_path / "ssd") == tmp_path / "ssd-3"
+    assert used_folders(tmp_path / "other") == []

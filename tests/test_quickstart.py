@@ -87,4 +87,4 @@ def test_outside_a_checkout_it_says_so(tmp_path: Path, monkeypatch: pytest.Monke
 def test_in_full_it_finds_the_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = quickstart.run_quickstart(tmp_path / "out", console=Console(width=200))
     assert_complete(tmp_path / "out", capsys.readouterr().out)
-    assert outcome.scores.ap > 0.2  # random weights have less than 0.01
+    assert outcome.scores.ap >= 0.50

@@ -68,10 +68,25 @@ print(sorted({name.partition(".")[0] for name in sys.modules} - before - sys.std
 
 @pytest.mark.parametrize("words", [["--help"], ["toy", "drawn"], ["demo", "--help"]], ids=" ".join)
 def test_a_verb_runs_without_torch(tmp_path: Path, words: list[str]) -> None:
+    assert_runs_without_torch(words, folder=tmp_path)
+
+
+def test_an_exported_model_needs_no_torch(tmp_path: Path, toy: Path, toy_model: Path) -> None:
+    model, clip, picture = str(toy_model), str(toy / "clip.mp4"), str(next((toy / "val2017").iterdir()))
+    for words in (
+        ["demo", clip, "--model", model, "--screen", "none", "--frames", "3", "--stats", "s.json", "--record", "c.mp4"],
+        ["predict", model, picture, "--out", "found"],
+        ["bench", model, "--runtime", "openvino"],
+    ):
+        assert_runs_without_torch(words, folder=tmp_path)
+    assert {"s.json", "c.mp4", "found"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def assert_runs_without_torch(words: list[str], *, folder: Path) -> None:
     code = f"""{WITHOUT_TORCH}
 sys.argv = ["mnet-det", *{words!r}]
 from mnet_det.cli import main
 sys.exit(main())
 """
-    child = run(code, folder=tmp_path)
+    child = run(code, folder=folder)
     assert child.returncode == 0, child.stdout + child.stderr

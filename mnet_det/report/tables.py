@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
 
@@ -67,7 +68,7 @@ def print_scores(console: Console, scores: _Scores) -> None:
     for name, value in sorted(
         scores.per_class.items(), key=lambda item: -1 if item[1] is None else item[1], reverse=True
     ):
-        classes.add_row(name, _number(value))
+        classes.add_row(Text(name), _number(value))  # Text: brackets in a name are no markup
     console.print(classes)
 
 
@@ -89,7 +90,7 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
     for row in rows:
         stages = (row.preprocess_ms, row.network_ms, row.postprocess_ms, row.total_ms)
         table.add_row(
-            row.model,
+            Text(row.model),
             row.runtime,
             f"{row.input_hw[1]}x{row.input_hw[0]}",
             str(row.threads),

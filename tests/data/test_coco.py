@@ -309,3 +309,19 @@ def test_real_coco_has_80_classes_and_all_its_boxes(shared: Path, split: str, bo
     assert (data.class_names[0], data.class_names[-1]) == ("person", "toothbrush")
     assert (data.num_boxes, data.skipped_boxes) == (boxes, 0)
     assert data.image(0).shape[:2] == tuple(data.image_hws[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": 2**63}, r"images\[0\]: 'id' is 9223372036854775808"),
+        ({"height": 10**30}, r"images\[0\]: 'height'"),
+    ],
+)
+def test_integers_that_no_array_holds_are_explained(tmp_path: Path, change: dict[str, int], message: str) -> None:
+    """numpy's OverflowError was what the user saw."""
+    image = {"id": 1, "file_name": "a.jpg", "height": 4, "width": 4} | change
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
+    with pytest.raises(DataError, match=message):
+        read_coco(path, tmp_path)

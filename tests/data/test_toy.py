@@ -258,3 +258,11 @@ def test_a_clip_plays_and_moves(tmp_path: Path):
 def test_a_clip_without_a_folder_is_refused(tmp_path: Path):
     with pytest.raises(SourceError, match="cannot write MPEG-4 video here"):
         draw_clip(tmp_path / "absent" / "clip.mp4")
+
+
+def test_an_empty_folder_is_filled_and_not_replaced(tmp_path: Path) -> None:
+    """`toy .` put another folder in the place of the current one, and left the shell in a deleted one."""
+    before = tmp_path.stat().st_ino
+    draw_toy(tmp_path, train_images=1, val_images=1)
+    assert tmp_path.stat().st_ino == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations", "clip.mp4", "train2017", "val2017"]

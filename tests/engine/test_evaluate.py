@@ -275,3 +275,16 @@ def test_json_has_the_promised_keys() -> None:
     assert list(content) == [*NUMBERS, "per_class", "images", "runtime"]
     assert content["AP_small"] is None
     assert content["runtime"] == "openvino"
+
+
+def test_detections_with_foreign_categories_alone_are_refused() -> None:
+    """Labels 0…K-1 in the place of the data's ids scored AP 0 without a word."""
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 10, "width": 10}],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}],
+    }
+    result = {"image_id": 1, "category_id": 0, "bbox": [0, 0, 5, 5], "score": 1.0}
+    with pytest.raises(DataError, match="none of the detections has a category of the annotations"):
+        score_results([result], truth)
+    assert score_results([result | {"category_id": 7}], truth).ap == pytest.approx(1)

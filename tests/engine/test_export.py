@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mnet_det.config import load_config
+from mnet_det.config import Config, load_config
 from mnet_det.engine import export as module
 from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
 from mnet_det.engine.export import Parity, compare, export_onnx, write_onnx
@@ -243,3 +243,19 @@ def test_a_checkpoint_is_converted_by_a_child_once_and_then_found(
     assert list((tmp_path / "exported").iterdir()) == [exported]
     image = read_image(list_images(toy / "val2017")[0])
     np.testing.assert_allclose(predictor(image).boxes_xyxy[0], again(image).boxes_xyxy[0], atol=0.05)
+
+
+def test_nan_is_a_difference() -> None:
+    """`max(0.0, nan)` is 0.0: a model that gave nothing but NaN compared as equal."""
+
+    class Scripted(Backend):
+        def __init__(self, value: float) -> None:
+            self.metadata = describe(Config(), name="x", class_names=("a",), category_ids=(1,))
+            self.value = value
+
+        def candidates(self, images: np.ndarray) -> Candidates:
+            scores = np.full((1, 2, 1), self.value, np.float32)
+            return Candidates(np.full((1, 2, 1, 4), self.value, np.float32), scores)
+
+    parity = compare(Scripted(0.9), Scripted(float("nan")), [np.zeros((8, 8, 3), np.uint8)])
+    assert (parity.box_px, parity.score) == (float("inf"), float("inf"))

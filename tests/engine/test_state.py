@@ -202,3 +202,12 @@ def test_a_run_without_loss_scaling_goes_on_with_it(config: Config, data: CocoDa
     state = start(config, scale_loss=True)
     restore_state(state, toy_run / "last.pt", config, data)
     assert state.scaler.is_enabled()
+
+
+def test_a_run_does_not_go_on_with_other_data(config: Config, data: CocoData, toy_run: Path) -> None:
+    """The schedule counts steps: with more images it jumped back, with fewer it ended before the run did."""
+    state = start_state(
+        config, num_classes=len(data.class_names), steps_per_epoch=7, device=torch.device("cpu"), scale_loss=False
+    )
+    with pytest.raises(CheckpointError, match="an epoch had 3 steps, now it has 7; resume with the same images"):
+        restore_state(state, toy_run / "last.pt", config, data)

@@ -419,3 +419,13 @@ def test_mixed_precision_trains_with_float32_losses(amp: str, configure: Callabl
     assert kinds == [torch.bfloat16 if amp == "bf16" else torch.float32]  # auto is off on a CPU
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert all(isinstance(p, nn.Parameter) and p.dtype == torch.float32 for p in state.detector.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_eight_real_images_are_learned_by_heart(shared: Path, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "configs" / "ssd300_mobilenet_v1.yaml"
+    config = load_config(recipe, [f"data.root={shared / 'data' / 'coco_tiny'}", "data.workers=0"])
+    result = train(config, out=tmp_path, overfit=8)
+    assert result.scores.numbers["AP50"] is not None
+    assert result.scores.numbers["AP50"] > 0.95

@@ -77,3 +77,11 @@ def test_a_benchmark_names_the_machine_and_gives_p50_and_p95() -> None:
     assert text(shown).startswith("cpu A CPU, logical_cores 2\n")
     expected = ["a.onnx", "openvino", "400x300", "2", "1.3 / 2.0", "1.3 / 2.0", "1.3 / 2.0", "8.0 / 9.5", "125.0"]
     assert cells(shown) == [expected]  # 1000 ms / 8 ms
+
+
+def test_names_with_brackets_are_printed_as_they_are() -> None:
+    """rich took `[m6]` of a class name for markup and left it out; `[/m6]` was a traceback."""
+    shown = console()
+    print_scores(shown, Scores({"AP": 0.5}, {"bolt [m6]": 0.5, "nut [/m6]": None}, images=1, detections=1))
+    assert "bolt [m6]" in text(shown)
+    assert "nut [/m6]" in text(shown)
