@@ -71,7 +71,7 @@ def run_quickstart(out: Path, *, console: Console) -> Outcome:
     toy = out / "toy"
     console.rule("draw a data set")
     draw_toy(toy)
-    console.print(f"{toy}: 1000 training and 200 validation images of shapes in COCO form, and clip.mp4")
+    console.print(f"{toy}: images of shapes in COCO form, and clip.mp4", highlight=False)
 
     console.rule("train")
     started = time.perf_counter()
@@ -81,7 +81,7 @@ def run_quickstart(out: Path, *, console: Console) -> Outcome:
 
     console.rule("export")
     model = out / "model.onnx"
-    console.print(export_onnx(out / "run" / "best.pt", model), highlight=False)
+    console.print(str(export_onnx(out / "run" / "best.pt", model)), highlight=False)
 
     console.rule("score the exported model with pycocotools, benchmark it, run it on the clip")
     predictor = load_predictor(model)

@@ -264,7 +264,8 @@ def _draw_split(folder: Path, split: str, *, image_count: int, image_hw: tuple[i
     ]
     path = folder / "annotations" / f"instances_{split}2017.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    coco = {"images": images, "annotations": annotations, "categories": categories}
+    info = {"description": "drawn shapes"}  # some versions of pycocotools fail without
+    coco = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(coco), encoding="utf-8")
 
 

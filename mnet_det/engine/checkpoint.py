@@ -39,9 +39,19 @@ class Checkpoint:
     training: dict[str, Any] | None = None
 
     def build(self) -> Detector:
-        """The detector with its weights, in eval mode, on the CPU."""
+        """The detector with its weights, in eval mode, on the CPU.
+
+        Raises:
+            CheckpointError: weights and config contradict each other.
+        """
         detector = build_detector(self.config.model, num_classes=len(self.class_names))
-        detector.load_state_dict(self.weights)
+        try:
+            detector.load_state_dict(self.weights)
+        except RuntimeError as error:  # torch lists every tensor
+            raise CheckpointError(
+                f"the weights do not fit the model that their config describes ({str(error).splitlines()[1].strip()}); "
+                "was the checkpoint written by another version?"
+            ) from None
         return detector.eval()
 
 

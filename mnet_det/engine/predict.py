@@ -72,7 +72,7 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
     """The paths, all of different names: their pictures would overwrite each other."""
     by_name: dict[str, Path] = {}
     for path in paths:
-        other = by_name.setdefault(path.name, path)
+        other = by_name.setdefault(path.name.casefold(), path)  # some file systems do not tell a.jpg from A.jpg
         if other is not path:
             raise DataError(f"{other} and {path} have the same name; give them to two runs of `predict`")
     return list(by_name.values())
