@@ -20,6 +20,7 @@ from mnet_det.data import open_data
 from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData, read_coco_json
 from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
+from mnet_det.doctor import usable_cores
 from mnet_det.engine.checkpoint import load_fitting
 from mnet_det.engine.evaluate import Scores, restrict, score_model
 from mnet_det.engine.pictures import picture_batch, picture_predictions
@@ -273,7 +274,7 @@ def _loader(
         network_hw=config.model.input_hw,
         mode=config.model.resize,
         seed=config.train.seed,
-        workers=config.data.workers,
+        workers=min(config.data.workers, usable_cores()),  # a recipe's number may be for a larger machine
         pin_memory=device.type == "cuda",
     )
 

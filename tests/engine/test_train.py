@@ -19,6 +19,7 @@ from torch import nn
 from mnet_det.config import Config, load_config
 from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
+from mnet_det.data.loader import ScoringBatches
 from mnet_det.engine import train as module
 from mnet_det.engine.checkpoint import load_checkpoint
 from mnet_det.engine.state import State, start_state
@@ -429,3 +430,14 @@ def test_eight_real_images_are_learned_by_heart(shared: Path, tmp_path: Path) ->
     result = train(config, out=tmp_path, overfit=8)
     assert result.scores.numbers["AP50"] is not None
     assert result.scores.numbers["AP50"] > 0.95
+
+
+def test_no_more_workers_than_cores_are_started(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe for a large machine asked a laptop for eight; torch warned, and each took memory for nothing."""
+    config = configure("data.workers=8")
+    data = open_data(config.data, "train")
+    monkeypatch.setattr(module, "usable_cores", lambda: 1)
+    batches = ScoringBatches(len(data), batch_size=2)
+    assert module._loader(data, batches, config, torch.device("cpu"), preset="none").num_workers == 1
