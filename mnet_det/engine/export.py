@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,24 +40,27 @@ MIN_IMAGES, MAX_IMAGES = 8, 64
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported model compares with torch on real images.
+    """How an exported model compares with torch.
 
     Attributes:
         images: how many were compared.
         detections: how many detections above 0.3 torch found in them.
         box_px: the largest difference of a box side, in network pixels.
         score: the largest difference of a probability, over all candidates.
+        drawn: whether the images were drawn, the model's own not being at hand.
     """
 
     images: int
     detections: int
     box_px: float
     score: float
+    drawn: bool = False
 
     def __str__(self) -> str:
         line = (
-            f"compared with torch on {self.images} images: {self.detections} detections above {COUNTED_SCORE}, boxes "
-            f"within {self.box_px:.2g} px, scores within {self.score:.1g}"
+            f"compared with torch on {self.images} {'drawn ' if self.drawn else ''}images: "
+            f"{self.detections} detections above {COUNTED_SCORE}, boxes within {self.box_px:.2g} px, "
+            f"scores within {self.score:.1g}"
         )
         if self.detections < WANTED_DETECTIONS:
             line += f" (fewer than {WANTED_DETECTIONS} detections prove little: is the model trained on such images?)"
@@ -85,13 +88,10 @@ def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int
     checkpoint = load_checkpoint(path)
     metadata = describe_checkpoint(checkpoint, path)
     detector = checkpoint.build()
+    compared, drawn = _images_to_compare(checkpoint.config, images)
     with whole_file(out) as temporary:
         write_onnx(detector, metadata, temporary, batch=batch)
-        parity = compare(
-            TorchBackend(detector, metadata),
-            OpenVINOBackend(temporary),
-            _images_to_compare(checkpoint.config, images),
-        )
+        parity = replace(compare(TorchBackend(detector, metadata), OpenVINOBackend(temporary), compared), drawn=drawn)
         if not (parity.box_px <= MAX_BOX_PX and parity.score <= MAX_SCORE):  # so that NaN does not pass
             raise ExportError(
                 f"{out}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
@@ -138,15 +138,15 @@ def _worse(largest: float, difference: FloatArray) -> float:
     return math.inf if math.isnan(here) else max(largest, here)
 
 
-def _images_to_compare(config: Config, folder: Path | None) -> Iterator[Image]:
-    """Images of `folder`, else of the run's validation set if it is here, else drawn ones."""
+def _images_to_compare(config: Config, folder: Path | None) -> tuple[Iterator[Image], bool]:
+    """Images of `folder`, else of the validation set, else drawn ones; and whether they are drawn."""
     if folder is not None:
-        return map(read_image, list_images(folder))
+        return map(read_image, list_images(folder)), False
     try:
-        return _readable(list_images(config.data.images("val")))
+        return _readable(list_images(config.data.images("val"))), False
     except (ConfigError, DataError):
         scenes = (draw_scene(np.random.default_rng(index), image_hw=DRAWN_HW) for index in range(MAX_IMAGES))
-        return (scene.image for scene in scenes)
+        return (scene.image for scene in scenes), True
 
 
 def _readable(paths: Iterable[Path]) -> Iterator[Image]:

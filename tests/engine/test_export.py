@@ -161,7 +161,9 @@ def test_without_the_validation_images_drawn_ones_are_compared(
     save_checkpoint(
         tmp_path / "moved.pt", replace(checkpoint, config=checkpoint.config.model_copy(update={"data": data}))
     )
-    assert export_onnx(tmp_path / "moved.pt", tmp_path / "moved.onnx").images == 3
+    parity = export_onnx(tmp_path / "moved.pt", tmp_path / "moved.onnx")
+    assert parity.images == 3
+    assert "on 3 drawn images" in str(parity)  # it did not say so
 
 
 def test_a_name_of_another_kind_is_refused(toy_run: Path, tmp_path: Path) -> None:
