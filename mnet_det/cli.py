@@ -33,14 +33,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-TRAIN_PACKAGES = {"torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard"}
+TRAIN_PACKAGES = {
+    *("torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard"),
+    *("tflite", "h5py", "safetensors"),
+}
 PIPE_WIDTH = 160
 """Columns of tables that go to a file or another program; left alone, rich cuts them to 80."""
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]…", show_default=False)]
-ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A checkpoint (.pt) or an exported file (.onnx, .xml).")
-]
+MODEL_HELP = "A published name (`mnet-det weights list`), a checkpoint (.pt), .onnx, .xml or a published .tflite file."
 Runtime = Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; physical cores unless given.")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.", metavar="FILE")]
@@ -161,7 +162,7 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Checkpoint or exported file.")] = None,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON.")] = None,
     detections: Annotated[Path | None, typer.Option(help="Score this COCO results file instead of a model.")] = None,
@@ -206,23 +207,31 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: ModelPath,
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE…", help="Image files and folders of images.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="[MODEL] SOURCE…", help="A model, then image files and folders of images.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability.")] = 0.5,
     runtime: Runtime = "auto",
     json: JsonOut = None,
 ) -> None:
-    """Pictures with boxes, and a COCO results file.
+    """Pictures with boxes, and a COCO results file. Without a MODEL: the published detector of COCO's 80 classes.
 
-    Example: mnet-det predict runs/toy/best.pt toy/val2017 --out found --json found.json
+    Example: mnet-det predict photos --out found --json found.json
     """
+    from mnet_det.catalogue import DEFAULT_DETECTOR, is_model
     from mnet_det.engine.predict import predict_files
     from mnet_det.files import write_json
 
+    model, sources = (words[0], words[1:]) if is_model(words[0]) else (DEFAULT_DETECTOR, words)
+    if not sources:
+        raise typer.BadParameter(f"{model}: give image files or folders after the model")
     predictor = _load(model, runtime=runtime, score=score)
     results, faults = predict_files(
-        predictor, sources, out=out, note=lambda path, count: print(f"{path}: {count} detections")
+        predictor,
+        [Path(source) for source in sources],
+        out=out,
+        note=lambda path, count: print(f"{path}: {count} detections"),
     )
     if json is not None:
         write_json(json, results)
@@ -233,7 +242,7 @@ def predict(
 @app.command()
 def demo(
     source: Annotated[str, typer.Argument(metavar="[SOURCE]", help="Camera, video file or folder of images.")] = "0",
-    model: Annotated[Path | None, typer.Option(help="A checkpoint (.pt) or an exported file (.onnx, .xml).")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP} COCO's published detector unless given.")] = None,
     screen: Annotated[str, typer.Option(help="auto, window or none.")] = "auto",
     record: Annotated[Path | None, typer.Option(help="Video file for the annotated frames.", metavar="FILE")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
@@ -252,16 +261,16 @@ def demo(
 
     Example: mnet-det demo clip.mp4 --model runs/toy/best.pt --screen none --record out.mp4 --stats stats.json
     """
+    from mnet_det.catalogue import DEFAULT_DETECTOR
     from mnet_det.live.loop import run_demo
     from mnet_det.live.screen import pick_screen
     from mnet_det.live.source import open_source
     from mnet_det.runtime import load_predictor
 
-    if model is None:
-        raise ConfigError("demo needs --model: a checkpoint of a run (runs/…/best.pt) or an exported file")
+    file = _model_file(model or DEFAULT_DETECTOR)
     opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api)
     try:
-        predictor = load_predictor(model, runtime=runtime, threads=threads)
+        predictor = load_predictor(file, runtime=runtime, threads=threads)
         shown = pick_screen(screen)
     except BaseException:
         opened.close()
@@ -283,9 +292,11 @@ def demo(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint (.pt).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A published name, a checkpoint (.pt) or a published .tflite file.")
+    ],
     format: Annotated[str, typer.Option(help="onnx")],
-    out: Annotated[Path | None, typer.Option(help="The file; beside the checkpoint unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; beside the model unless given, or here.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images the network takes at a time.")] = 1,
     calibration: Annotated[Path | None, typer.Option(help="Folder of images to compare on.", metavar="DIR")] = None,
 ) -> None:
@@ -297,14 +308,16 @@ def export(
 
     if format != "onnx":
         raise typer.BadParameter(f"--format {format}: expected onnx")
-    out = model.with_suffix(".onnx") if out is None else out
-    print(export_onnx(model, out, images=calibration, batch=batch))
+    file = _model_file(model)
+    if out is None:
+        out = file.with_suffix(".onnx") if file == Path(model) else Path(f"{model}.onnx")
+    print(export_onnx(file, out, images=calibration, batch=batch))
     print(f"wrote {out}")
 
 
 @app.command()
 def bench(
-    models: Annotated[list[Path] | None, typer.Argument(metavar="[MODEL]…")] = None,
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]…", help=MODEL_HELP)] = None,
     alpha: Annotated[str | None, typer.Option(help="Widths of SSD300 with random weights, such as 1,0.75,0.5.")] = None,
     rho: Annotated[str, typer.Option(help="Resolutions of the same.")] = "1",
     runtime: Annotated[str, typer.Option(help="One or several of auto, openvino, onnxruntime, torch.")] = "auto",
@@ -370,6 +383,69 @@ def toy(
     print(f"drew {train_images} training and {val_images} validation images and clip.mp4 into {folder}")
 
 
+weights_app = typer.Typer(
+    help="Published weights: COCO's SSD on MobileNetV1, and ImageNet backbones at every width.\n\n"
+    "Example: mnet-det weights list",
+    no_args_is_help=True,
+)
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.command(name="list")
+def list_weights(json: JsonOut = None) -> None:
+    """Names, what they are, published accuracy, licence, size, sha256 and address.
+
+    Example: mnet-det weights list
+    """
+    from mnet_det.catalogue import CATALOGUE, local_path
+    from mnet_det.files import write_json
+    from mnet_det.report.tables import catalogue_json, print_catalogue
+
+    print_catalogue(_console(), CATALOGUE, have={entry.name for entry in CATALOGUE if local_path(entry).is_file()})
+    if json is not None:
+        write_json(json, catalogue_json(CATALOGUE))
+
+
+@weights_app.command(name="pull")
+def pull_weights(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of `mnet-det weights list`.")],
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="FILE|URL", help="A file fetched by hand, or another address.")
+    ] = None,
+) -> None:
+    """Fetch published weights into your cache; verified, and only once.
+
+    Example: mnet-det weights pull mobilenet_v1_0.5_160_quant
+    """
+    from mnet_det.catalogue import find_entry, pull
+
+    print(pull(find_entry(name), source=source, console=_console(stderr=True)))
+
+
+@weights_app.command(name="import")
+def import_weights(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A published name, or a .tflite, .h5, .safetensors or .pth file.")
+    ],
+    out: Annotated[Path, typer.Option(help="The checkpoint (.pt) to write.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the outputs, one a line, the background first.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Convert published weights into a checkpoint of ours.
+
+    Example: mnet-det weights import mobilenet_5_0_160_tf.h5 --out mobilenet_0.5.pt
+    """
+    from mnet_det.engine.checkpoint import open_checkpoint, save_checkpoint
+    from mnet_det.weights import read_labels
+
+    if out.suffix.lower() != ".pt":
+        raise ConfigError(f"{out}: expected a name that ends in .pt")
+    checkpoint = open_checkpoint(_model_file(file), labels=None if labels is None else read_labels(labels))
+    save_checkpoint(out, checkpoint)
+    print(f"wrote {out}: {checkpoint}")
+
+
 @app.command()
 def doctor() -> None:
     """What is installed, what is wrong with it, and the line that mends it.
@@ -418,8 +494,18 @@ def _numbers(name: str, text: str) -> list[float]:
         raise typer.BadParameter(f"--{name} {text}: expected numbers with commas between, such as 1,0.5") from None
 
 
-def _load(path: Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None) -> Predictor:
+def _model_file(word: str) -> Path:
+    """The file that a MODEL word means; a published one is fetched, with its progress on stderr."""
+    from mnet_det.catalogue import find_model
+
+    return find_model(word, console=_console(stderr=True))
+
+
+def _load(
+    word: str | Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None
+) -> Predictor:
     """A model on any runtime; torch, which the runtime package never imports, included."""
+    path = _model_file(str(word))
     if runtime == "torch":
         from mnet_det.engine.torch_backend import load_torch_predictor
 
@@ -435,8 +521,9 @@ def _print_scores(scores: Any) -> None:
     print_scores(_console(), scores)
 
 
-def _console() -> Any:
+def _console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
+    stream = sys.stderr if stderr else sys.stdout
     # Class names and paths may hold brackets, which are no markup.
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False)
+    return Console(width=None if stream.isatty() else PIPE_WIDTH, markup=False, stderr=stderr)

@@ -54,9 +54,12 @@ class ModelConfig(_Section):
     rho: PositiveFloat = 1.0
     base_hw: tuple[PositiveInt, PositiveInt] = (300, 300)
     resize: Literal["stretch", "letterbox"] = "stretch"
-    init: UserPath | None = Field(default=None, description="a checkpoint whose fitting tensors start the training")
+    init: UserPath | None = Field(default=None, description="published name or weights file to start training from")
     taps: tuple[PositiveInt, ...] = (11, 13)  # the last block at stride 16 and the last at stride 32, as in the paper
     padding: Literal["symmetric", "same"] = "symmetric"
+    activation: Literal["relu6", "relu"] = "relu6"
+    pixel_mean: tuple[Float, Float, Float] = (127.5, 127.5, 127.5)  # RGB, subtracted from 0…255
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (127.5, 127.5, 127.5)  # RGB, divided by
     separable: bool = True
     shallow: bool = False
     bn_eps: PositiveFloat = 1e-3

@@ -25,5 +25,9 @@ class ExportError(MnetDetError):
     """An exported model that does not give the same detections as the one it came from."""
 
 
+class DownloadError(MnetDetError):
+    """A file that cannot be fetched, does not fit the disk, or is not the file that was expected."""
+
+
 class MissingPackageError(MnetDetError):
     """A verb that needs packages which are not installed."""

@@ -13,13 +13,17 @@ from typing import Any
 
 import cv2
 import pytest
+import timm
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from safetensors.torch import save_file
 from typer.main import get_command
 
-from mnet_det import doctor
+from mnet_det import catalogue, doctor
 from mnet_det.cli import app
 from mnet_det.doctor import Finding
+from mnet_det.errors import DownloadError
 
 Cli = Callable[..., Any]
 NUMBERS = [
@@ -407,7 +411,7 @@ def test_eval_refuses_data_with_classes_the_model_lacks(
     path = here.parent / "more.json"
     path.write_text(json.dumps(content))
     answer = cli("eval", toy_model, "--images", toy / "val2017", "--annotations", path, "--json", "scores.json")
-    assert_explained(answer, "the model has 6 classes, the data 7: the model does not know unicorn", here)
+    assert_explained(answer, "the model has 6 classes, the data 7: the model does not know 1 of them (unicorn)", here)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +488,6 @@ def test_demo_stops_after_the_frames_asked_for(cli: Cli, toy: Path, toy_model: P
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["CLIP"], "demo needs --model"),
         (["gone.mp4", "--model", "MODEL"], "gone.mp4"),
         (["CLIP", "--model", "gone.onnx"], "gone.onnx: no such model file"),
         (["CLIP", "--model", "MODEL", "--screen", "cinema"], "cinema"),
@@ -496,6 +499,19 @@ def test_demo_explains_what_is_wrong(
 ) -> None:
     places = {"CLIP": toy / "clip.mp4", "MODEL": toy_model}
     assert_explained(cli("demo", *(places.get(word, word) for word in words), "--stats", "s.json"), message, here)
+
+
+@pytest.mark.parametrize("words", [["demo", "CLIP"], ["predict", "PHOTOS", "--out", "found"]], ids=["demo", "predict"])
+def test_the_published_detector_is_taken_where_no_model_is_named(
+    words: list[str], cli: Cli, here: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pull(entry: catalogue.Entry, **_: object) -> Path:
+        raise DownloadError(f"no network for {entry.name}")
+
+    monkeypatch.setattr(catalogue, "pull", pull)
+    places = {"CLIP": toy / "clip.mp4", "PHOTOS": toy / "val2017"}
+    answer = cli(*(places.get(word, word) for word in words))
+    assert_explained(answer, "no network for ssd_mobilenet_v1_0.75_coco", here)
 
 
 def test_export_writes_beside_the_checkpoint_and_says_how_it_compares(
@@ -568,3 +584,73 @@ def test_browse_writes_a_picture(cli: Cli, config: Path, here: Path) -> None:
 
 def test_browse_explains_a_format_that_is_none(cli: Cli, config: Path, here: Path) -> None:
     assert_explained(cli("browse", config, "--out", "samples.xyz"), "cannot write this kind of image", here)
+
+
+# Published weights
+
+
+@pytest.mark.parametrize("verb", ["list", "pull", "import"])
+def test_every_weights_verb_has_help_with_an_example(verb: str, cli: Cli) -> None:
+    answer = cli("weights", verb, "--help")
+    assert answer.status == 0
+    assert f"Example: mnet-det weights {verb}" in answer.out
+
+
+def test_weights_list_tells_all_that_is_known(cli: Cli, tmp_path: Path) -> None:
+    answer = cli("weights", "list", "--json", tmp_path / "weights.json")
+    entries = read(tmp_path / "weights.json")
+    assert answer.status == 0
+    for entry in entries:
+        assert entry["name"] in answer.out
+        assert entry["url"] in answer.out
+        assert (entry["sha256"] or "not known") in answer.out
+
+
+def test_weights_pull_takes_a_file_fetched_by_hand_and_verifies_it(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MNET_DET_CACHE", str(here.parent / "cache"))
+    path = here.parent / "fetched.tflite"
+    path.write_bytes(b"\0\0\0\0TFL3 not the published one")
+    answer = cli("weights", "pull", "mobilenet_v1_0.5_160_quant", "--from", path)
+    assert_explained(answer, "3cc6d2ca460abd2e0f699a6d0d2550c6b61c6e3b0e27a3616e384ea74cb86f43", here)
+    assert not list((here.parent / "cache").rglob("*.tflite"))
+
+
+def test_weights_import_makes_a_checkpoint_that_training_starts_from(cli: Cli, config: Path, here: Path) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model("mobilenetv1_100").state_dict(), here / "model.safetensors")
+    answer = cli("weights", "import", "model.safetensors", "--out", "imagenet.pt")
+    assert answer.status == 0, answer
+    assert answer.out == (
+        "wrote imagenet.pt: classifier, mobilenet_v1, alpha 1, input 224x224, 1000 classes; padding symmetric, relu6, "
+        "pixels (x - 127.5) / 127.5\n"
+    )
+    assert "not a detector" in cli("predict", "imagenet.pt", "nowhere", "--runtime", "torch", "--out", "found").err
+    words = ("model.init=imagenet.pt", "model.alpha=1", "model.base_hw=[32,32]", "train.epochs=1")
+    answer = cli("train", config, *words, "--out", "run")
+    assert answer.status == 0, answer
+    assert "the weights need model.bn_eps=1e-05 (was 0.001)" in answer.out
+    assert "imagenet.pt: 162 of 234 tensors loaded" in answer.out
+    assert "batch norm" not in answer.out.split("tensors loaded")[1].split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pull", "mobilenet_v1_0.5_16_quant"], "did you mean mobilenet_v1_0.5_160_quant"),
+        (["pull", "mobilenet_v1_0.5_160_quant", "--from", "gone.tflite"], "gone.tflite: no such file"),
+        (["import", "gone.h5", "--out", "a.pt"], "gone.h5: no such weights file"),
+        (["import", "README.md", "--out", "a.pt"], "README.md: neither a file nor the name of published weights"),
+        (["import", "gone.h5", "--out", "a.onnx"], "a.onnx: expected a name that ends in .pt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_weights_explains_what_is_wrong(words: list[str], message: str, cli: Cli, here: Path) -> None:
+    assert_explained(cli("weights", *words), message, here)
+
+
+def test_predict_wants_images_after_a_model(cli: Cli, here: Path) -> None:
+    answer = cli("predict", "ssd_mobilenet_v1_0.75_coco", "--out", "found")
+    assert answer.status == 2
+    assert "give image files or folders after" in answer.err

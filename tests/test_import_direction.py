@@ -15,7 +15,8 @@ LEVELS = {
     "mnet_det": -1,  # `import mnet_det` is free
     **dict.fromkeys(("structures", "errors"), 0),
     **dict.fromkeys(("files", "cache"), 0.5),  # level 1, below the rest of it
-    **dict.fromkeys(("config", "images", "preprocess", "draw", "catalogue", "download", "doctor"), 1),
+    "download": 0.75,  # writes files, and the catalogue pulls with it
+    **dict.fromkeys(("config", "images", "preprocess", "draw", "catalogue", "doctor"), 1),
     **dict.fromkeys(("models", "data", "weights", "runtime"), 2),
     **dict.fromkeys(("engine", "report", "live"), 3),
     **dict.fromkeys(("cli", "quickstart", "__main__", "tools", "demo"), 4),

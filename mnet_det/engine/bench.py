@@ -27,7 +27,7 @@ LIVE_SCORE = 0.5
 
 
 def run_bench(
-    models: Sequence[Path],
+    models: Sequence[str | Path],
     *,
     alphas: Sequence[float],
     rhos: Sequence[float],
@@ -38,7 +38,7 @@ def run_bench(
     """Measure all models on all runtimes, interleaved, on drawn 640×480 scenes.
 
     Args:
-        models: model files.
+        models: model files, or names of published weights.
         alphas: widths of SSD300 to measure with random weights as well (speed does not depend on their values).
         rhos: its resolutions.
         runtimes: names that `load` knows.
@@ -51,18 +51,18 @@ def run_bench(
     if not models and not alphas:
         raise ConfigError("nothing to measure: give a MODEL or --alpha")
     with _random_models(alphas, rhos) as random_models:
-        named = {str(path): path for path in models} | random_models
+        named: dict[str, str | Path] = {**{str(model): model for model in models}, **random_models}
         predictors = [
             (
                 name,
                 load(
-                    _form_for(path, runtime) if name in random_models else path,
+                    _form_for(random_models[name], runtime) if name in random_models else model,
                     runtime=runtime,
                     threads=threads,
                     score=LIVE_SCORE,
                 ),
             )
-            for (name, path), runtime in itertools.product(named.items(), runtimes)
+            for (name, model), runtime in itertools.product(named.items(), runtimes)
         ]
         return benchmark(predictors, bench_images())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,27 @@ from mnet_det.errors import CheckpointError, ConfigError
 from mnet_det.files import whole_file
 from mnet_det.models import build_detector
 from mnet_det.models.detector import Detector
+from mnet_det.weights import SUFFIXES as PUBLISHED_SUFFIXES
+from mnet_det.weights import read_published
+from mnet_det.weights.published import Kind
 
-FORMAT = 1
+FORMAT = 2
+RUN_CHECKPOINTS = ("best", "last", "previous")
+"""Names that every run gives its checkpoints; the run's own is its folder's."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A detector and where it came from.
+    """A network and where it came from.
 
     Attributes:
         config: the resolved settings of its run.
-        class_names: K names.
+        class_names: K names; none of a backbone.
         category_ids: the training data's own ids, in the same order.
         weights: the state to detect with (the averaged one where the run averages).
         training: what a run needs to go on (raw weights, optimiser, step …); None in a finished `best.pt`.
+        kind: a detector, or published ImageNet weights that training can start from.
+        folded: batch norm is folded into the convolutions (`weights.Published`); training has to undo that.
     """
 
     config: Config
@@ -37,6 +45,17 @@ class Checkpoint:
     category_ids: tuple[int, ...]
     weights: dict[str, Tensor]
     training: dict[str, Any] | None = None
+    kind: Kind = "detector"
+    folded: bool = False
+
+    def __str__(self) -> str:
+        model = self.config.model
+        height, width = model.input_hw
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return (
+            f"{self.kind}, {model.backbone}, alpha {model.alpha:g}, input {width}x{height}{classes}; padding "
+            f"{model.padding}, {model.activation}, pixels (x - {model.pixel_mean[0]:g}) / {model.pixel_std[0]:g}"
+        )
 
     def build(self) -> Detector:
         """The detector with its weights, in eval mode, on the CPU.
@@ -44,7 +63,11 @@ class Checkpoint:
         Raises:
             CheckpointError: weights and config contradict each other.
         """
-        detector = build_detector(self.config.model, num_classes=len(self.class_names))
+        detector = build_detector(
+            self.config.model,
+            num_classes=len(self.class_names),
+            stored_anchors=self.weights.get("stored_anchors"),
+        )
         try:
             detector.load_state_dict(self.weights)
         except RuntimeError as error:  # torch lists every tensor
@@ -68,6 +91,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "category_ids": list(checkpoint.category_ids),
         "weights": checkpoint.weights,
         "training": checkpoint.training,
+        "kind": checkpoint.kind,
+        "folded": checkpoint.folded,
     }
     with whole_file(path) as temporary:
         try:
@@ -105,24 +130,50 @@ def load_checkpoint(path: Path) -> Checkpoint:
             category_ids=tuple(content["category_ids"]),
             weights=content["weights"],
             training=content["training"],
+            kind=content["kind"],
+            folded=content["folded"],
         )
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{path}: a checkpoint of another version ({error})") from None
 
 
-def load_fitting(detector: Detector, path: Path) -> tuple[int, int]:
-    """Copy the tensors of a checkpoint whose name and shape fit into `detector`; the others keep their start.
+def open_checkpoint(path: Path, *, labels: Sequence[str] | None = None) -> Checkpoint:
+    """A checkpoint, or published weights in a format of their own.
 
-    Returns:
-        How many were copied, and how many the detector has.
+    Args:
+        path: `.pt`, or a file that `weights.read_published` knows.
+        labels: names of a published file's outputs, where it brings none.
 
     Raises:
-        CheckpointError: the file cannot be used, or nothing in it fits.
+        CheckpointError: missing, damaged, or not a network that we know.
     """
-    state = detector.state_dict()
-    weights = load_checkpoint(path).weights
-    fitting = {name: tensor for name, tensor in weights.items() if name in state and tensor.shape == state[name].shape}
-    if not any(tensor.ndim > 1 for tensor in fitting.values()):  # a few scalars fit every model
-        raise CheckpointError(f"{path}: none of its convolutions fits this model; do alpha and head agree?")
-    detector.load_state_dict(fitting, strict=False)
-    return len(fitting), len(state)
+    if path.suffix.lower() not in PUBLISHED_SUFFIXES:
+        return load_checkpoint(path)
+    published = read_published(path, labels=labels)
+    return Checkpoint(
+        config=Config(model=published.model),
+        class_names=published.class_names,
+        category_ids=published.category_ids,
+        weights=published.weights,
+        kind=published.kind,
+        folded=published.folded,
+    )
+
+
+def open_detector(path: Path) -> Checkpoint:
+    """As `open_checkpoint`, of a detector only.
+
+    Raises:
+        CheckpointError: see there, or the weights are no whole detector.
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.kind != "detector":
+        raise CheckpointError(
+            f"{path}: is an ImageNet {checkpoint.kind}, not a detector; train one from it with model.init={path}"
+        )
+    return checkpoint
+
+
+def name_of(path: Path) -> str:
+    """What a model in this file is called: its file's name, or its run's where every run has such a file."""
+    return path.parent.name if path.stem in RUN_CHECKPOINTS and path.parent.name else path.stem

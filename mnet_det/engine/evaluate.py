@@ -8,7 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ class Scores:
         per_class: AP by class name.
         images: how many were scored.
         detections: how many were judged.
+        classes_left_out: classes of the model that the data lack; their detections were not judged.
     """
 
     numbers: dict[str, float | None]
     per_class: dict[str, float | None]
     images: int
     detections: int
+    classes_left_out: int = 0
 
     @property
     def ap(self) -> float:
@@ -63,7 +65,13 @@ class Scores:
 
     def to_json(self, *, runtime: str | None = None) -> dict[str, Any]:
         """The keys that `mnet-det eval --json` promises."""
-        return {**self.numbers, "per_class": self.per_class, "images": self.images, "runtime": runtime}
+        return {
+            **self.numbers,
+            "per_class": self.per_class,
+            "images": self.images,
+            "runtime": runtime,
+            "classes_left_out": self.classes_left_out,
+        }
 
 
 def detect_all(predictor: Predictor, data: CocoData, *, batch_size: int = 1) -> Iterator[list[dict[str, Any]]]:
@@ -145,7 +153,8 @@ def score_model(
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """As `evaluate`, with the annotations already read: `truth` as `restrict` gives it."""
     results = [result for found in detect_all(predictor, data, batch_size=batch_size) for result in found]
-    return score_results(results, truth), results
+    left_out = len(set(predictor.class_names) - set(data.class_names))
+    return replace(score_results(results, truth), classes_left_out=left_out), results
 
 
 def restrict(truth: Mapping[str, Any], data: CocoData) -> dict[str, Any]:
@@ -166,10 +175,9 @@ def _join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None
     """The data's category id of each of the model's classes; None for those that the data lack."""
     unknown = [name for name in data.class_names if name not in class_names]
     if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise DataError(
             f"the model has {len(class_names)} classes, the data {len(data.class_names)}: the model does not know "
-            f"{', '.join(unknown[:5])}{more}; score it on its own classes, or train it on these"
+            f"{len(unknown)} of them ({', '.join(unknown)}); score it on its own classes, or train it on these"
         )
     id_of = dict(zip(data.class_names, data.category_ids, strict=True))
     return [id_of.get(name) for name in class_names]

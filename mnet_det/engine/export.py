@@ -14,7 +14,7 @@ import torch
 
 from mnet_det.config import Config
 from mnet_det.data.toy import draw_scene
-from mnet_det.engine.checkpoint import load_checkpoint
+from mnet_det.engine.checkpoint import open_detector
 from mnet_det.engine.torch_backend import TorchBackend, describe_checkpoint, fuse
 from mnet_det.errors import ConfigError, DataError, ExportError
 from mnet_det.files import whole_file
@@ -71,7 +71,7 @@ def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int
     """Export a checkpoint.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or a published detector.
         out: the ONNX file. It is there afterwards only if the comparison succeeded.
         images: folder of images to compare on; without it the checkpoint's own validation images, and where those
             are not on this machine, drawn scenes.
@@ -85,7 +85,7 @@ def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int
     """
     if out.suffix.lower() != ".onnx":
         raise ConfigError(f"{out}: expected a name that ends in .onnx")
-    checkpoint = load_checkpoint(path)
+    checkpoint = open_detector(path)
     metadata = describe_checkpoint(checkpoint, path)
     detector = checkpoint.build()
     compared, drawn = _images_to_compare(checkpoint.config, images)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mnet_det.config import Config
-from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint
+from mnet_det.engine.checkpoint import Checkpoint, name_of, open_detector
 from mnet_det.models.detector import Detector
-from mnet_det.models.layers import ConvBNReLU6
+from mnet_det.models.layers import ConvBNAct
 from mnet_det.runtime.backends import Backend
 from mnet_det.runtime.metadata import ModelMetadata
 from mnet_det.runtime.postprocess import Thresholds
@@ -44,17 +44,17 @@ class TorchBackend(Backend):
 
 
 def load_torch_predictor(path: Path, *, threads: int | None = None, score: float | None = None) -> Predictor:
-    """A checkpoint on torch itself: batch norm folded, channels last.
+    """A checkpoint or published weights on torch itself: batch norm folded, channels last.
 
     Args:
-        path: the checkpoint.
+        path: the file.
         threads: how many to compute with; torch's own choice unless given.
         score: the least probability; unless given, the one the model was scored with.
 
     Raises:
-        CheckpointError: not a checkpoint.
+        CheckpointError: not a detector.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = open_detector(path)
     metadata = describe_checkpoint(checkpoint, path)
     backend = TorchBackend(fuse(checkpoint.build()), metadata, threads=threads)
     thresholds = Thresholds.of(metadata)
@@ -62,10 +62,10 @@ def load_torch_predictor(path: Path, *, threads: int | None = None, score: float
 
 
 def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> ModelMetadata:
-    """What a checkpoint says about itself; its run folder gives the name."""
+    """What a checkpoint says about itself; its file or run folder gives the name."""
     return describe(
         checkpoint.config,
-        name=path.parent.name or path.stem,
+        name=name_of(path),
         class_names=checkpoint.class_names,
         category_ids=checkpoint.category_ids,
     )
@@ -96,7 +96,7 @@ def fuse(detector: Detector) -> Detector:
     """A copy in eval mode with every batch norm folded into its convolution; the outputs stay the same."""
     fused: Detector = copy.deepcopy(detector).eval().to(memory_format=torch.channels_last)
     for module in fused.modules():
-        if isinstance(module, ConvBNReLU6):
+        if isinstance(module, ConvBNAct):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
             module.bn = nn.Identity()  # type: ignore[assignment]
     return fused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -15,16 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mnet_det.catalogue import find_model
 from mnet_det.config import Config, Split
 from mnet_det.data import open_data
 from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData, read_coco_json
 from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
 from mnet_det.doctor import usable_cores
-from mnet_det.engine.checkpoint import load_fitting
+from mnet_det.engine.checkpoint import Checkpoint, open_checkpoint
 from mnet_det.engine.evaluate import Scores, restrict, score_model
 from mnet_det.engine.pictures import picture_batch, picture_predictions
 from mnet_det.engine.run_log import Row, RunLog
+from mnet_det.engine.start import adopt_needs, start_from, unfold
 from mnet_det.engine.state import State, restore_state, save_state, start_state
 from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
 from mnet_det.errors import ConfigError, DataError, MnetDetError
@@ -35,6 +38,8 @@ from mnet_det.structures import Batch
 
 OVERFIT_EPOCHS, OVERFIT_STEPS = 16, 25
 """How many epochs `--overfit` trains, and of how many steps each, however few the images."""
+UNFOLD_IMAGES = 64
+"""Training images on which folded batch norm is measured."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ def train(
     device = pick_device(config.train.device)
     torch.manual_seed(config.train.seed)
     config = config if overfit is None else overfit_config(config, images=overfit)
+    origin = _origin(config, resume)
+    if origin is not None:
+        config, notes = adopt_needs(config, origin)
+        if notes:
+            console.print(f"the weights need {', '.join(notes)}", highlight=False)
     val_split: Split = "val" if overfit is None else "train"
     data = open_data(config.data, "train")
     if overfit is None:
@@ -93,9 +103,8 @@ def train(
     )
     if resume is not None:
         restore_state(state, resume, config, data)
-    elif config.model.init is not None:
-        copied, total = load_fitting(state.detector, config.model.init)
-        console.print(f"{config.model.init}: {copied} of {total} tensors loaded")
+    elif origin is not None:
+        _start(state, origin, config, data, loader, console)
     if state.epoch >= config.train.epochs:
         raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
     write_text(out / "config.yaml", config.to_yaml())
@@ -179,6 +188,32 @@ def _require_same_classes(data: CocoData, val_data: CocoData) -> None:
         raise DataError(
             f"the training data have {ours}, the validation data {theirs}; both must have the same, in the same order"
         )
+
+
+def _origin(config: Config, resume: Path | None) -> Checkpoint | None:
+    """The weights that a run goes on from or starts from, if any."""
+    if resume is not None:
+        return open_checkpoint(resume)
+    return None if config.model.init is None else open_checkpoint(find_model(config.model.init))
+
+
+def _start(
+    state: State,
+    origin: Checkpoint,
+    config: Config,
+    data: CocoData,
+    loader: DataLoader[Batch],
+    console: Console,
+) -> None:
+    """Take what fits from `model.init`, and make its batch norm trainable."""
+    assert config.model.init is not None
+    started = start_from(state.detector, origin, config, class_names=data.class_names, source=config.model.init)
+    console.print(f"{config.model.init}: {started}", highlight=False)
+    if origin.folded:
+        device = next(state.detector.parameters()).device
+        batches = itertools.islice(loader, math.ceil(UNFOLD_IMAGES / config.train.batch_size))
+        images = unfold(state.detector, started, (batch.images.to(device) for batch in batches))
+        console.print(f"batch norm was folded in these weights; unfolded on {images} training images", highlight=False)
 
 
 def _train_epoch(

@@ -16,6 +16,9 @@ class Detector(nn.Module, ABC):
     num_classes: int
     """K, foreground classes."""
 
+    class_layers: tuple[str, ...]
+    """Names of the layers whose rows stand for classes: those of one anchor after another, background first in each."""
+
     @abstractmethod
     def forward(self, images: Tensor) -> Candidates:
         """uint8 [B, 3, H, W] to every scored box; the very graph that is exported."""

@@ -1,4 +1,4 @@
-"""The convolution with batch norm and ReLU6 that every figure of the MobileNet papers is drawn with."""
+"""The convolution with batch norm and activation that every figure of the MobileNet papers is drawn with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Padding = Literal["symmetric", "same"]
+Activation = Literal["relu6", "relu"]
+
+RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,13 @@ class ConvStyle:
 
     Attributes:
         padding: symmetric, or TensorFlow's SAME.
+        activation: ReLU6 in every published MobileNetV1, or ReLU.
         bn_eps: batch norm's epsilon.
         bn_momentum: weight of the newest batch in batch norm's running statistics.
     """
 
     padding: Padding = "symmetric"
+    activation: Activation = "relu6"
     bn_eps: float = 1e-3
     bn_momentum: float = 0.03
 
@@ -46,8 +51,8 @@ def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-class ConvBNReLU6(nn.Sequential):
-    """Convolution without bias, batch norm, ReLU6. `conv.groups == channels` makes it depthwise."""
+class ConvBNAct(nn.Sequential):
+    """Convolution without bias, batch norm, activation. `conv.groups == channels` makes it depthwise."""
 
     def __init__(
         self,
@@ -72,22 +77,25 @@ class ConvBNReLU6(nn.Sequential):
             bias=False,
         )
         self.bn = nn.BatchNorm2d(out_channels, eps=style.bn_eps, momentum=style.bn_momentum)
-        self.act = nn.ReLU6()
+        self.act = nn.ReLU6() if style.activation == "relu6" else nn.ReLU()
         # He's initialisation over fan-in. Fan-out would count all channels of a depthwise convolution, though each
         # filter sees one, and leave its output so small that batch norm's epsilon of 1e-3 swallows it.
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_in", nonlinearity="relu")
 
 
 class PixelNormalization(nn.Module):
-    """uint8 pixels to floats, (x - mean) / std: the detector's first layer, so no one can scale its pixels wrongly."""
+    """uint8 pixels to floats, (x - mean) / std: the detector's first layer, so no one can scale its pixels wrongly.
+
+    Mean and std belong to the config, not to the weights: they are no part of the state.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: float = 127.5, std: float = 127.5) -> None:
+    def __init__(self, mean_rgb: RGB = (127.5, 127.5, 127.5), std_rgb: RGB = (127.5, 127.5, 127.5)) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        self.register_buffer("mean", torch.tensor(mean_rgb).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std_rgb).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] to float32 of the same shape, -1…1 with the default mean and std."""

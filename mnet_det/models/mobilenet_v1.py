@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mnet_det.models.layers import ConvBNReLU6, ConvStyle, PixelNormalization
+from mnet_det.models.layers import ConvBNAct, ConvStyle, PixelNormalization
 
 STEM_CHANNELS = 32
 BLOCKS = {
@@ -43,7 +43,7 @@ def scale_channels(channels: int, alpha: float, *, minimum: int = MIN_CHANNELS) 
 
 
 class SeparableBlock(nn.Module):
-    """Depthwise 3×3 then pointwise 1×1, each with batch norm and ReLU6 (the paper's Figure 3, right).
+    """Depthwise 3×3 then pointwise 1×1, each with batch norm and activation (the paper's Figure 3, right).
 
     It costs 1/N + 1/9 of the full 3×3 convolution to N channels.
     """
@@ -57,8 +57,8 @@ class SeparableBlock(nn.Module):
         style: ConvStyle = ConvStyle(),
     ) -> None:
         super().__init__()
-        self.depthwise = ConvBNReLU6(in_channels, in_channels, kernel=3, stride=stride, groups=in_channels, style=style)
-        self.pointwise = ConvBNReLU6(in_channels, out_channels, kernel=1, style=style)
+        self.depthwise = ConvBNAct(in_channels, in_channels, kernel=3, stride=stride, groups=in_channels, style=style)
+        self.pointwise = ConvBNAct(in_channels, out_channels, kernel=1, style=style)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] to [B, N, ceil(H / stride), ceil(W / stride)]."""
@@ -104,7 +104,7 @@ class MobileNetV1(nn.Module):
         self.alpha = alpha
         channels = scale_channels(STEM_CHANNELS, alpha)
         stride = 2
-        self.stem = ConvBNReLU6(3, channels, kernel=3, stride=2, style=style)
+        self.stem = ConvBNAct(3, channels, kernel=3, stride=2, style=style)
         self.blocks = nn.ModuleDict()
         # Of each block number: the name of the block that stands for it, its channels and stride.
         after: dict[int, tuple[str, int, int]] = {}
@@ -116,7 +116,7 @@ class MobileNetV1(nn.Module):
                 self.blocks[str(number)] = (
                     SeparableBlock(channels, out_channels, stride=block_stride, style=style)
                     if separable
-                    else ConvBNReLU6(channels, out_channels, kernel=3, stride=block_stride, style=style)
+                    else ConvBNAct(channels, out_channels, kernel=3, stride=block_stride, style=style)
                 )
                 channels, stride = out_channels, stride * block_stride
             after[number] = (list(self.blocks)[-1], channels, stride)
@@ -136,14 +136,33 @@ class MobileNetV1(nn.Module):
 class MobileNetV1Classifier(nn.Module):
     """The ImageNet network of Table 1: backbone, average pool, fully connected layer."""
 
-    def __init__(self, backbone: MobileNetV1, *, num_classes: int = 1000) -> None:
+    def __init__(
+        self,
+        backbone: MobileNetV1,
+        *,
+        num_classes: int = 1000,
+        head_channels: int | None = None,
+        style: ConvStyle = ConvStyle(),
+        normalize: PixelNormalization | None = None,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            backbone: with one tap.
+            num_classes: of the logits.
+            head_channels: of one 1×1 convolution more before the pool, as timm's `mobilenetv1_100h` has it.
+            style: of that convolution.
+            normalize: the first layer; -1…1 unless given.
+        """
         super().__init__()
-        self.normalize = PixelNormalization()
+        channels = backbone.channels[-1]
+        self.normalize = normalize or PixelNormalization()
         self.backbone = backbone
-        self.classifier = nn.Linear(backbone.channels[-1], num_classes)
+        self.head = ConvBNAct(channels, head_channels, kernel=1, style=style) if head_channels else nn.Identity()
+        self.classifier = nn.Linear(head_channels or channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] to logits [B, num_classes]."""
-        features = self.backbone(self.normalize(images))[-1]
+        features = self.head(self.backbone(self.normalize(images))[-1])
         logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
         return logits

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mnet_det.models.anchors import AnchorGenerator
 from mnet_det.models.box_coder import BoxCoder
 from mnet_det.models.detector import Detector
-from mnet_det.models.layers import ConvBNReLU6, ConvStyle, PixelNormalization
+from mnet_det.models.layers import ConvBNAct, ConvStyle, PixelNormalization
 from mnet_det.models.losses import focal_loss, giou_loss, smooth_l1_loss, softmax_multibox_loss
 from mnet_det.models.matching import IGNORED, match_anchors
 from mnet_det.models.mobilenet_v1 import MobileNetV1, scale_channels
@@ -38,14 +38,14 @@ class ExtraMap(nn.Module):
         style: ConvStyle,
     ) -> None:
         super().__init__()
-        self.reduce = ConvBNReLU6(in_channels, inner_channels, kernel=1, style=style)
+        self.reduce = ConvBNAct(in_channels, inner_channels, kernel=1, style=style)
         self.shrink: nn.Module = (
             nn.Sequential(
-                ConvBNReLU6(inner_channels, inner_channels, kernel=3, stride=2, groups=inner_channels, style=style),
-                ConvBNReLU6(inner_channels, out_channels, kernel=1, style=style),
+                ConvBNAct(inner_channels, inner_channels, kernel=3, stride=2, groups=inner_channels, style=style),
+                ConvBNAct(inner_channels, out_channels, kernel=1, style=style),
             )
             if lite
-            else ConvBNReLU6(inner_channels, out_channels, kernel=3, stride=2, style=style)
+            else ConvBNAct(inner_channels, out_channels, kernel=3, stride=2, style=style)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -62,6 +62,8 @@ class SSD(Detector):
     softmax over them, or one sigmoid each (as in the published TensorFlow weights).
     """
 
+    stored_anchors: Tensor | None
+
     def __init__(
         self,
         backbone: MobileNetV1,
@@ -73,7 +75,24 @@ class SSD(Detector):
         class_loss: Literal["softmax", "focal"] = "softmax",
         box_loss: Literal["smooth_l1", "giou"] = "smooth_l1",
         box_weight: float = 1.0,
+        normalize: PixelNormalization | None = None,
+        stored_anchors: Tensor | None = None,
     ) -> None:
+        """Build the network with random weights.
+
+        Args:
+            backbone: at least two taps.
+            num_classes: K.
+            lite: separable extra maps and predictors.
+            style: of all convolutions outside the backbone.
+            anchor_scales: of the first and the last map, as parts of the input's shorter side.
+            class_loss: softmax over K + 1 columns, or one sigmoid each.
+            box_loss: smooth L1 on deltas, or GIoU on boxes.
+            box_weight: of the box loss.
+            normalize: the first layer; -1…1 unless given.
+            stored_anchors: float32 [A, 4] xyxy as parts of the input, the rounded ones that published weights bring
+                along. They stand in for ours wherever the maps have as many; losses use ours.
+        """
         super().__init__()
         self.num_classes = num_classes
         self.class_loss = class_loss
@@ -81,7 +100,8 @@ class SSD(Detector):
         self.box_weight = box_weight
         self.box_coder = BoxCoder()
         self.anchors = AnchorGenerator(num_maps=len(backbone.channels) + len(EXTRA_CHANNELS), scales=anchor_scales)
-        self.normalize = PixelNormalization()
+        self.normalize = normalize or PixelNormalization()
+        self.register_buffer("stored_anchors", stored_anchors)
         self.backbone = backbone
         self.extras = nn.ModuleList()
         channels = list(backbone.channels)
@@ -99,12 +119,18 @@ class SSD(Detector):
             )
             for outputs in (num_classes + 1, 4)
         )
+        self.class_layers = tuple(
+            f"class_predictors.{number}.1" if lite else f"class_predictors.{number}" for number in range(len(channels))
+        )
         if class_loss == "focal":
             self._start_low()
 
     def forward(self, images: Tensor) -> Candidates:
         """uint8 [B, 3, H, W] to boxes [B, A, 1, 4] and scores [B, A, K]."""
         logits, deltas, anchors = self._predict(images)
+        if self.stored_anchors is not None and len(self.stored_anchors) == len(anchors):
+            height, width = images.shape[-2:]
+            anchors = self.stored_anchors * anchors.new_tensor([width, height, width, height])
         probabilities = logits.softmax(dim=-1) if self.class_loss == "softmax" else logits.sigmoid()
         boxes_xyxy = self.box_coder.decode(anchors, deltas)
         return Candidates(boxes_xyxy.unsqueeze(2), probabilities[..., 1:])
@@ -147,8 +173,8 @@ class SSD(Detector):
     def _start_low(self) -> None:
         """Set the class biases so that every score starts at `FOCAL_PRIOR`."""
         logit = math.log(FOCAL_PRIOR / (1 - FOCAL_PRIOR))
-        for predictor in self.class_predictors:
-            layer = predictor[-1] if isinstance(predictor, nn.Sequential) else predictor
+        for name in self.class_layers:
+            layer = self.get_submodule(name)
             assert isinstance(layer, nn.Conv2d)
             assert layer.bias is not None
             nn.init.constant_(layer.bias, logit)
@@ -161,7 +187,7 @@ def _predictor(in_channels: int, outputs: int, *, lite: bool, style: ConvStyle) 
     nn.init.zeros_(linear.bias)
     if not lite:
         return linear
-    return nn.Sequential(ConvBNReLU6(in_channels, in_channels, kernel=3, groups=in_channels, style=style), linear)
+    return nn.Sequential(ConvBNAct(in_channels, in_channels, kernel=3, groups=in_channels, style=style), linear)
 
 
 def _predict_maps(maps: Sequence[Tensor], predictors: nn.ModuleList, outputs: int) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mnet_det.catalogue import Entry
 from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
 
 if TYPE_CHECKING:
@@ -98,6 +100,44 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
             f"{1000 / row.total_ms.p50:.1f}",
         )
     console.print(table)
+
+
+WIDE_ENOUGH = 140
+"""Columns of a terminal in which the whole catalogue fits beside one another."""
+
+
+def print_catalogue(console: Console, entries: Sequence[Entry], *, have: Collection[str]) -> None:
+    """Published weights, those in `have` marked as cached; below, where each comes from and how it is verified."""
+    wide = console.width >= WIDE_ENOUGH
+    more = ("what", "published accuracy", "licence") if wide else ()
+    table = _table("published weights", "name", "alpha", "input", "size", "cached", *more)
+    for entry in entries:
+        size = "n/a" if entry.size is None else f"{entry.size / 1e6:.1f} MB"
+        row = (entry.name, f"{entry.alpha:g}", f"{entry.input_hw[1]}x{entry.input_hw[0]}", size)
+        words = (_what(entry), entry.accuracy or "none stated", entry.licence) if wide else ()
+        table.add_row(*row, "yes" if entry.name in have else "", *words)
+    console.print(table)
+    for entry in entries:
+        lines = [entry.name]
+        if not wide:
+            lines.append(f"  {_what(entry)}; accuracy: {entry.accuracy or 'none stated'}; {entry.licence}")
+        if entry.note:
+            lines.append(f"  {entry.note}")
+        archive = "" if entry.member is None else " (of the archive)"
+        known = "not known; recorded at the first download" if entry.sha256 is None else f"{entry.sha256}{archive}"
+        lines += [f"  sha256 {known}", f"  {entry.url}"]
+        if entry.member is not None:
+            lines.append(f"  in it: {entry.member}")
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)  # an address can be copied
+
+
+def catalogue_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Published weights with all that is known of them, for JSON."""
+    return [asdict(entry) | {"input_hw": list(entry.input_hw)} for entry in entries]
+
+
+def _what(entry: Entry) -> str:
+    return f"{entry.kind}, {entry.description}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -12,9 +12,10 @@ from mnet_det import __version__
 from mnet_det.cache import cache_folder
 from mnet_det.doctor import install_line
 from mnet_det.errors import CheckpointError, MissingPackageError
+from mnet_det.files import sha256_of
 
 EXPORTED_SUFFIXES = (".onnx", ".xml")
-CONVERTED_SUFFIXES = (".pt",)
+CONVERTED_SUFFIXES = (".pt", ".tflite")
 """Forms that only the torch side reads; the runtime gets them through `mnet-det export`."""
 
 
@@ -43,10 +44,7 @@ def exported(path: Path) -> Path:
 
 
 def _key(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(__version__.encode())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{sha256_of(path)} {__version__}".encode()).hexdigest()
 
 
 def _export(path: Path, cached: Path) -> None:

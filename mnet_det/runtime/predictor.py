@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mnet_det.catalogue import find_model
 from mnet_det.errors import ConfigError
 from mnet_det.preprocess import Preprocessor
 from mnet_det.runtime.backends import Backend, ONNXRuntimeBackend, OpenVINOBackend
@@ -105,10 +106,10 @@ class Predictor:
 def load_predictor(
     path: str | Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None
 ) -> Predictor:
-    """Load a model file: `.onnx`, OpenVINO `.xml`, or a `.pt` checkpoint (exported once, into the user's cache).
+    """Load a model: `.onnx`, OpenVINO `.xml`, or a `.pt` or published `.tflite` file (exported once, into the cache).
 
     Args:
-        path: the model file.
+        path: the model file, or the name of published weights (fetched once, into the cache).
         runtime: "openvino", "onnxruntime", or "auto", which is OpenVINO.
         threads: how many to compute with; physical cores unless given.
         score: the least probability; unless given, the one the model was scored with, which suits AP. Use about 0.5
@@ -116,6 +117,7 @@ def load_predictor(
 
     Raises:
         CheckpointError: the file is missing, damaged or of another kind.
+        DownloadError: published weights cannot be fetched.
         ConfigError: no such runtime, or less than one thread.
         MissingPackageError: a package that this file or runtime needs is not installed.
     """
@@ -123,7 +125,7 @@ def load_predictor(
         raise ConfigError(f"runtime: got {runtime!r}, expected one of {', '.join(RUNTIMES)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads: got {threads}, expected 1 or more")
-    file = exported(Path(path))
+    file = exported(find_model(path))
     backend: Backend
     if runtime == "onnxruntime":
         backend = ONNXRuntimeBackend(file, threads=threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,16 @@ import torch
 
 from mnet_det.config import Config, load_config
 from mnet_det.engine import checkpoint as module
-from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, load_fitting, save_checkpoint
+from mnet_det.engine.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    name_of,
+    open_checkpoint,
+    open_detector,
+    save_checkpoint,
+)
 from mnet_det.errors import CheckpointError, MnetDetError
-from mnet_det.models import build_detector
+from mnet_det.models import build_classifier, build_detector
 
 SMALL = ("model.alpha=0.1", "model.base_hw=[64,64]")
 NAMES, IDS = ("cat", "naïve dog"), (17, 18)
@@ -131,7 +139,7 @@ def without_names(path: Path) -> None:
         (code, "not a checkpoint that can be read"),
         (foreign, "not a checkpoint of mnet-det; expected one written by `mnet-det train`"),
         (a_list, "not a checkpoint of mnet-det"),
-        (changed("mnet_det", 99), "format 99, this version reads 1"),
+        (changed("mnet_det", 99), "format 99, this version reads 2"),
         (changed("config", {"model": {"colour": "red"}}), "a checkpoint of another version .*model.colour"),
         (without_names, "a checkpoint of another version .*class_names"),
     ],
@@ -157,20 +165,47 @@ def test_one_changed_byte_is_noticed(path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_weights_start_a_detector_for_other_classes(path: Path) -> None:
-    torch.manual_seed(5)
-    detector = build_detector(config().model, num_classes=3)
-    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    copied, total = load_fitting(detector, path)
-    after, saved = detector.state_dict(), make().weights
-    # Six class predictors, each a weight and a bias, have another shape.
-    assert (copied, total) == (len(saved) - 12, len(saved))
-    for name, tensor in after.items():
-        expected = before if name.startswith("class_predictors") else saved
-        assert torch.equal(tensor, expected[name]), name
+def test_published_imagenet_weights_are_no_detector(tmp_path: Path) -> None:
+    classifier = build_classifier(config().model, num_classes=5)
+    names = tuple("abcde")
+    path = tmp_path / "imagenet.pt"
+    save_checkpoint(
+        path, Checkpoint(config(), names, tuple(range(5)), classifier.state_dict(), kind="classifier", folded=True)
+    )
+    loaded = open_checkpoint(path)
+    assert (loaded.kind, loaded.folded, loaded.class_names) == ("classifier", True, names)
+    message = (
+        r"imagenet\.pt: is an ImageNet classifier, not a detector; train one from it with model\.init=.*imagenet\.pt$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        open_detector(path)
 
 
-def test_weights_of_another_width_are_refused(path: Path) -> None:
-    """Pixel scaling and batch norm's counters fit every model, so that 49 of 236 tensors were called loaded."""
-    with pytest.raises(CheckpointError, match="none of its convolutions fits this model; do alpha and head agree"):
-        load_fitting(build_detector(config("model.alpha=1.0").model, num_classes=2), path)
+def test_stored_anchors_come_along_and_are_used(tmp_path: Path) -> None:
+    """Published weights keep theirs, rounded: only with them are published scores reproduced."""
+    checkpoint = make()
+    detector = checkpoint.build()
+    images = torch.zeros((1, 3, 64, 64), dtype=torch.uint8)
+    boxes_xyxy = detector(images).boxes_xyxy[0, :, 0]
+    anchors = torch.zeros((len(boxes_xyxy), 4)) + torch.tensor([0.25, 0.25, 0.75, 0.75])
+    path = tmp_path / "stored.pt"
+    save_checkpoint(path, replace(checkpoint, weights={**checkpoint.weights, "stored_anchors": anchors}))
+    stored = load_checkpoint(path).build()
+    centres_xy = (stored(images).boxes_xyxy[0, :, 0, :2] + stored(images).boxes_xyxy[0, :, 0, 2:]) / 2
+    assert (centres_xy - 32).abs().max() < 16  # all of them near the middle of the picture, where these anchors are
+    other_size = torch.zeros((1, 3, 96, 96), dtype=torch.uint8)  # other maps, other anchors: ours stand in
+    assert torch.equal(stored(other_size).boxes_xyxy, detector(other_size).boxes_xyxy)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/toy/best.pt", "toy"),
+        ("runs/toy/last.pt", "toy"),
+        ("best.pt", "best"),
+        ("models/ssd_0.75.pt", "ssd_0.75"),
+        ("models/mobilenet.tflite", "mobilenet"),
+    ],
+)
+def test_a_model_is_called_by_its_file_or_its_run(path: str, name: str) -> None:
+    assert name_of(Path(path)) == name

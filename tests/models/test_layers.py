@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnet_det.models.layers import Conv2dSame, ConvBNReLU6, ConvStyle, PixelNormalization
+from mnet_det.models.layers import Conv2dSame, ConvBNAct, ConvStyle, PixelNormalization
 
 
 def sum_of_window(*, kernel: int, stride: int) -> Conv2dSame:
@@ -47,7 +47,7 @@ def test_same_padding_differs_from_symmetric_only_at_stride_2_on_even_sizes(
 
 
 def test_activation_follows_batch_norm_and_is_cut_at_6() -> None:
-    layer = ConvBNReLU6(1, 1, kernel=1, style=ConvStyle(bn_eps=1e-12, bn_momentum=0.5)).eval()
+    layer = ConvBNAct(1, 1, kernel=1, style=ConvStyle(bn_eps=1e-12, bn_momentum=0.5)).eval()
     nn.init.constant_(layer.conv.weight, 2.0)
     layer.bn.running_mean.fill_(1.0)
     layer.bn.running_var.fill_(4.0)
@@ -63,12 +63,27 @@ def test_depthwise_filters_start_large_enough_for_batch_norms_epsilon() -> None:
     With it the output of 512 channels had a variance near 0.002, and an epsilon of 0.001 took a third of it.
     """
     torch.manual_seed(0)
-    layer = ConvBNReLU6(512, 512, kernel=3, groups=512)
+    layer = ConvBNAct(512, 512, kernel=3, groups=512)
     out = layer.conv(torch.randn(2, 512, 8, 8))
     assert out.var() > 1.0  # 2 in the middle, less where the padding is seen
 
 
 def test_pixels_are_normalised_to_minus_one_to_one() -> None:
-    normalised = PixelNormalization()(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    normalised = PixelNormalization()(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1))
     assert normalised.dtype == torch.float32
-    assert normalised.tolist() == pytest.approx([-1, -0.6, 1])  # 51 / 127.5 - 1 = -0.6
+    assert normalised.flatten().tolist() == pytest.approx([-1, -0.6, 1])  # 51 / 127.5 - 1 = -0.6
+
+
+def test_each_colour_has_its_own_mean_and_std() -> None:
+    layer = PixelNormalization((10.0, 20.0, 30.0), (1.0, 2.0, 5.0))
+    normalised = layer(torch.full((1, 3, 1, 1), 40, dtype=torch.uint8))
+    assert normalised.flatten().tolist() == [30.0, 10.0, 2.0]
+    assert layer.state_dict() == {}  # they belong to the config
+
+
+def test_the_activation_is_the_styles() -> None:
+    six, none = (
+        ConvBNAct(1, 1, kernel=1, style=ConvStyle(activation=name)).act(torch.tensor([-1.0, 7.0]))
+        for name in ("relu6", "relu")
+    )
+    assert (six.tolist(), none.tolist()) == ([0.0, 6.0], [0.0, 7.0])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mnet_det.config import ModelConfig
 from mnet_det.models import build_detector
 from mnet_det.models.detector import Detector
-from mnet_det.models.layers import ConvBNReLU6
+from mnet_det.models.layers import ConvBNAct
 from mnet_det.structures import Target
 
 K = 3
@@ -147,7 +147,7 @@ def test_box_weight_scales_the_box_loss_alone() -> None:
 def test_what_comes_back_depends_on_the_verb_and_not_on_training() -> None:
     ssd = detector()
     for module in ssd.modules():
-        if isinstance(module, ConvBNReLU6):  # batch norm is the one layer that may look at the flag
+        if isinstance(module, ConvBNAct):  # batch norm is the one layer that may look at the flag
             module.bn = nn.Identity()  # type: ignore[assignment]
     results = []
     for training in (True, False):

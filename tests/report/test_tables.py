@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
+from mnet_det.catalogue import CATALOGUE, DEFAULT_DETECTOR, find_entry
 from mnet_det.config import load_config
 from mnet_det.engine.evaluate import NUMBERS, Scores
 from mnet_det.models import build_classifier
 from mnet_det.report.cost import Cost, count_cost
-from mnet_det.report.tables import print_bench, print_cost, print_scores
+from mnet_det.report.tables import catalogue_json, print_bench, print_catalogue, print_cost, print_scores
 from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
 
 
@@ -85,3 +87,45 @@ def test_names_with_brackets_are_printed_as_they_are() -> None:
     print_scores(shown, Scores({"AP": 0.5}, {"bolt [m6]": 0.5, "nut [/m6]": None}, images=1, detections=1))
     assert "bolt [m6]" in text(shown)
     assert "nut [/m6]" in text(shown)
+
+
+def test_the_catalogue_shows_all_that_is_known_at_a_wide_terminal() -> None:
+    shown = console()
+    print_catalogue(shown, CATALOGUE, have={DEFAULT_DETECTOR})
+    rows = cells(shown)
+    what, stated = "detector, SSD300, COCO, 8-bit", "none stated"
+    assert rows[0] == [DEFAULT_DETECTOR, "0.75", "300x300", "4.2 MB", "yes", what, stated, "Apache-2.0"]
+    slim = next(row for row in rows if row[0] == "mobilenet_v1_1.0_224")
+    assert slim[3:5] == ["n/a", ""]
+    assert slim[6] == "top-1 70.9, ILSVRC val, TF-slim"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_addresses_and_hashes_are_whole_at_any_width(width: int) -> None:
+    shown = console(width=width)
+    print_catalogue(shown, CATALOGUE, have=set())
+    lines = text(shown).splitlines()
+    assert "…" not in text(shown)
+    assert all(len(line) <= width for line in lines if line.startswith(("│", "┃", "┏")))
+    for entry in CATALOGUE:
+        assert entry.name in lines
+        assert f"  {entry.url}" in lines
+    archived = find_entry("mobilenet_v1_1.0_224")
+    assert f"  sha256 {archived.sha256} (of the archive)" in lines
+    assert "  in it: mobilenet_v1_1.0_224.tflite" in lines
+    assert "  sha256 not known; recorded at the first download" in lines
+
+
+def test_a_narrow_catalogue_keeps_accuracy_and_licence() -> None:
+    shown = console(width=80)
+    print_catalogue(shown, [find_entry("mobilenet_v1_1.0_224")], have=set())
+    words = "  classifier, ImageNet, float32; accuracy: top-1 70.9, ILSVRC val, TF-slim; Apache-2.0"
+    assert words in text(shown).splitlines()
+
+
+def test_the_catalogue_as_json_has_every_key_and_comes_back() -> None:
+    rows = catalogue_json(CATALOGUE)
+    assert json.loads(json.dumps(rows)) == rows
+    assert rows[0]["name"] == DEFAULT_DETECTOR
+    assert rows[0]["input_hw"] == [300, 300]
+    assert {"alpha", "accuracy", "licence", "url", "sha256", "size", "member", "kind", "note"} <= set(rows[0])

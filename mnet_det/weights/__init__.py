@@ -1,0 +1,54 @@
+"""Published weights in our networks: one file per source format, without TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mnet_det.errors import CheckpointError, DataError
+from mnet_det.weights.published import Published
+
+SUFFIXES = (".tflite", ".h5", ".safetensors", ".pth")
+"""Formats that are read here."""
+
+
+def read_published(path: Path, *, labels: Sequence[str] | None = None) -> Published:
+    """Read published weights of any known format.
+
+    Args:
+        path: `.tflite` (COCO SSD, classifier or embedding extractor), `.h5` (Keras Applications), `.safetensors` or
+            `.pth` (timm).
+        labels: one for each output of the file, background first or left out, `???` for outputs without a class.
+            Needed only where the file does not hold them and they are neither COCO's nor ImageNet's.
+
+    Raises:
+        CheckpointError: missing, damaged, of another kind, or a network that is not ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    suffix = path.suffix.lower()
+    if suffix == ".tflite":
+        from mnet_det.weights.tflite import read_tflite
+
+        return read_tflite(path, labels=labels)
+    if suffix == ".h5":
+        from mnet_det.weights.keras import read_keras
+
+        return read_keras(path, labels=labels)
+    if suffix in (".safetensors", ".pth"):
+        from mnet_det.weights.timm import read_timm
+
+        return read_timm(path, labels=labels)
+    raise CheckpointError(f"{path}: not a format of published weights that we read; known: {', '.join(SUFFIXES)}")
+
+
+def read_labels(path: Path) -> list[str]:
+    """A list of labels, one a line.
+
+    Raises:
+        DataError: the file cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a list of labels ({error})") from None

@@ -1,0 +1,152 @@
+"""What a training takes from other weights, what it leaves, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnet_det.config import Config, load_config
+from mnet_det.engine.checkpoint import Checkpoint
+from mnet_det.engine.start import adopt_needs, start_from, unfold
+from mnet_det.errors import CheckpointError
+from mnet_det.models import build_classifier, build_detector
+from mnet_det.models.detector import Detector
+from mnet_det.models.layers import ConvBNAct
+from mnet_det.weights.published import backbone_layers, folded_layer
+
+SMALL = ("model.alpha=0.1", "model.base_hw=[64,64]")
+SOURCE = Path("there.pt")
+
+
+def config(*words: str) -> Config:
+    return load_config(None, [*SMALL, *words])
+
+
+def detector(names: str, *words: str, seed: int = 5) -> Detector:
+    torch.manual_seed(seed)
+    return build_detector(config(*words).model, num_classes=len(names))
+
+
+def checkpoint(names: str, *words: str, seed: int = 0) -> Checkpoint:
+    weights = detector(names, *words, seed=seed).state_dict()
+    return Checkpoint(config(*words), tuple(names), tuple(range(len(names))), weights)
+
+
+def test_the_same_classes_take_everything() -> None:
+    ours, origin = detector("abc"), checkpoint("abc")
+    start = start_from(ours, origin, config(), class_names="abc", source=SOURCE)
+    assert str(start) == f"{len(origin.weights)} of {len(origin.weights)} tensors loaded"
+    assert all(torch.equal(tensor, origin.weights[name]) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["ssd", "ssdlite"])
+def test_rows_of_classes_with_the_same_name_are_copied(head: str) -> None:
+    """Columns of an anchor: background, then classes. Here: background, x, c, a; there: background, a, b, c."""
+    words = (f"model.head={head}",)
+    ours, origin = detector("xca", *words), checkpoint("abc", *words)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    start = start_from(ours, origin, config(*words), class_names="xca", source=SOURCE)
+    layer = "class_predictors.1.1" if head == "ssdlite" else "class_predictors.1"
+    here, there, fresh = (
+        tensors[f"{layer}.weight"].unflatten(0, (6, 4)) for tensors in (ours.state_dict(), origin.weights, before)
+    )
+    assert torch.equal(here[:, [0, 2, 3]], there[:, [0, 3, 1]])
+    assert torch.equal(here[:, 1], fresh[:, 1])
+    assert str(start) == (
+        f"{len(before)} of {len(before)} tensors loaded; 12 of class_predictors made anew for 3 classes (there 3), "
+        "rows of 2 with the same name copied"
+    )
+
+
+def test_classes_without_a_common_name_leave_the_class_layers_random() -> None:
+    ours, origin = detector("xy"), checkpoint("abc")
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    start = start_from(ours, origin, config(), class_names="xy", source=SOURCE)
+    assert len(start.loaded) == start.total - 12  # six predictors, each a weight and a bias
+    for name, tensor in ours.state_dict().items():
+        expected = before if name.startswith("class_predictors") else origin.weights
+        assert torch.equal(tensor, expected[name]), name
+    assert "made anew for 2 classes (there 3), rows of 0 with the same name copied" in str(start)
+
+
+def test_class_layers_of_another_loss_are_made_anew() -> None:
+    """A column that was one of a softmax means nothing as a sigmoid."""
+    ours, origin = detector("abc", "model.class_loss=focal"), checkpoint("abc")
+    start = start_from(ours, origin, config("model.class_loss=focal"), class_names="abc", source=SOURCE)
+    assert len(start.loaded) == start.total - 12
+    assert start.left == ("12 of class_predictors made anew, as they were trained with class_loss softmax",)
+
+
+def test_a_classifier_gives_its_backbone() -> None:
+    classifier = build_classifier(config().model, num_classes=10)
+    origin = Checkpoint(config(), (), (), classifier.state_dict(), kind="classifier")
+    ours = detector("ab")
+    start = start_from(ours, origin, config(), class_names="ab", source=SOURCE)
+    assert start.loaded == {name for name in ours.state_dict() if name.startswith("backbone.")}
+    assert start.left == (
+        "48 of extras not in the file",  # four maps of two layers, each a convolution and five tensors of batch norm
+        "12 of class_predictors not in the file",
+        "12 of box_predictors not in the file",
+    )
+
+
+def test_another_head_keeps_what_has_the_same_shape() -> None:
+    ours, origin = detector("ab", "model.head=ssdlite"), checkpoint("ab")
+    start = start_from(ours, origin, config("model.head=ssdlite"), class_names="ab", source=SOURCE)
+    assert {name for name in ours.state_dict() if name.startswith("backbone.")} <= start.loaded
+    assert "of extras not in the file" in str(start)
+
+
+def test_another_width_is_refused_with_the_first_tensor_and_the_width() -> None:
+    """Batch norm's counters fit every model, so that 49 of 236 tensors were called loaded."""
+    message = (
+        r"^there\.pt: does not fit: backbone\.stem\.conv\.weight is \[8, 3, 3, 3\] there and \[32, 3, 3, 3\] in this "
+        r"model; the file has alpha 0\.1, so set model\.alpha=0\.1$"
+    )
+    ours = detector("ab", "model.alpha=1.0")
+    with pytest.raises(CheckpointError, match=message):
+        start_from(ours, checkpoint("ab"), config("model.alpha=1.0"), class_names="ab", source=SOURCE)
+
+
+def test_another_kind_of_block_is_refused() -> None:
+    ours, origin = detector("ab"), checkpoint("ab", "model.separable=false")
+    origin = replace(origin, weights={k: v for k, v in origin.weights.items() if ".stem." not in k})
+    with pytest.raises(CheckpointError, match="has no convolution of this model's backbone"):
+        start_from(ours, origin, config(), class_names="ab", source=SOURCE)
+
+
+def test_what_the_weights_need_is_taken_over_and_said() -> None:
+    theirs = ("model.padding=same", "model.pixel_mean=[128,128,128]", "model.bn_eps=1e-5", "model.class_loss=focal")
+    adopted, notes = adopt_needs(config(), checkpoint("ab", *theirs))
+    assert (adopted.model.padding, adopted.model.pixel_mean, adopted.model.bn_eps) == ("same", (128.0,) * 3, 1e-5)
+    assert adopted.model.class_loss == "softmax"  # how to train is the config's own business
+    assert notes == [
+        "model.padding=same (was symmetric)",
+        "model.pixel_mean=[128,128,128] (was [127.5,127.5,127.5])",
+        "model.bn_eps=1e-05 (was 0.001)",
+    ]
+    assert adopt_needs(adopted, checkpoint("ab", *theirs)) == (adopted, [])
+
+
+def test_only_layers_that_were_loaded_are_unfolded() -> None:
+    """The extra maps start from fresh batch norm, which knows how to train."""
+    origin = checkpoint("ab")
+    weights: dict[str, torch.Tensor] = {}
+    for layer in backbone_layers():
+        weight = origin.weights[f"{layer}.conv.weight"]
+        weights |= folded_layer(layer, weight, torch.zeros(len(weight)), bn_eps=1e-3)
+    ours = detector("ab")
+    folded = replace(origin, weights=weights, kind="backbone", class_names=(), category_ids=(), folded=True)
+    start = start_from(ours, folded, config(), class_names="ab", source=SOURCE)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    before = ours.eval()(images)
+    assert unfold(ours, start, [images]) == 4
+    after = ours(images)
+    assert torch.allclose(before.scores, after.scores, atol=1e-4)
+    for name, module in ours.named_modules():
+        if isinstance(module, ConvBNAct):
+            untouched = torch.equal(module.bn.running_var, torch.ones_like(module.bn.running_var))
+            assert untouched == (not name.startswith("backbone.")), name
