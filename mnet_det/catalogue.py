@@ -379,6 +379,8 @@ def _pull_from_address(entry: Entry, url: str, *, console: Console | None) -> No
     # With the entry's name in front: all of timm's files are called model.safetensors.
     fetched = path.parent / "downloads" / f"{entry.name}-{PurePosixPath(urlsplit(url).path).name}"
     is_published = entry.member is None or _is_archive(fetched)  # else it is the member alone, whose hash is not known
+    if console is not None:
+        console.print(f"fetching {entry.name} from {urlsplit(url).hostname}", markup=False, highlight=False)
     try:
         download(
             url,

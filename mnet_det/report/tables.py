@@ -110,7 +110,7 @@ def print_catalogue(console: Console, entries: Sequence[Entry], *, have: Collect
     """Published weights, those in `have` marked as cached; below, where each comes from and how it is verified."""
     wide = console.width >= WIDE_ENOUGH
     more = ("what", "published accuracy", "licence") if wide else ()
-    table = _table("published weights", "name", "alpha", "input", "size", "cached", *more)
+    table = _table("published weights", "name", "alpha", "input", "size", "cached", *more, texts=more)
     for entry in entries:
         size = "n/a" if entry.size is None else f"{entry.size / 1e6:.1f} MB"
         row = (entry.name, f"{entry.alpha:g}", f"{entry.input_hw[1]}x{entry.input_hw[0]}", size)
@@ -140,11 +140,11 @@ def _what(entry: Entry) -> str:
     return f"{entry.kind}, {entry.description}"
 
 
-def _table(title: str, *columns: str) -> Table:
-    """The first column is a name, never cut short; the others are numbers."""
+def _table(title: str, *columns: str, texts: Collection[str] = ()) -> Table:
+    """The first column is a name, never cut short; the others are numbers, except those in `texts`."""
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index == 0 or column in texts else "right", overflow="fold")
     return table
 
 

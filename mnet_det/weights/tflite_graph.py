@@ -163,15 +163,16 @@ def _parse(model: Any, labels: list[str] | None) -> Graph:
         raw = subgraph.Tensors(index)
         buffer = model.Buffers(raw.Buffer())
         quantization = raw.Quantization()
-        quantised = quantization is not None and quantization.ScaleLength() > 0
+        scales = 0 if quantization is None else quantization.ScaleLength()
+        zeros = 0 if quantization is None else quantization.ZeroPointLength()
         return GraphTensor(
             name=raw.Name().decode(),
             shape=tuple(raw.Shape(axis) for axis in range(raw.ShapeLength())),
             kind=types[raw.Type()],
             data=buffer.DataAsNumpy().tobytes() if buffer.DataLength() else b"",
-            scales=quantization.ScaleAsNumpy() if quantised else np.zeros(0, np.float32),
-            zeros=quantization.ZeroPointAsNumpy() if quantised else np.zeros(0, np.int64),
-            axis=quantization.QuantizedDimension() if quantised else 0,
+            scales=quantization.ScaleAsNumpy() if scales else np.zeros(0, np.float32),
+            zeros=quantization.ZeroPointAsNumpy() if zeros else np.zeros(scales, np.int64),  # left out where all are 0
+            axis=quantization.QuantizedDimension() if scales else 0,
         )
 
     def operator(index: int) -> Operator:
