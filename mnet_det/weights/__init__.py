@@ -26,6 +26,14 @@ def read_published(path: Path, *, labels: Sequence[str] | None = None) -> Publis
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
+    try:
+        return _read(path, labels)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _read(path: Path, labels: Sequence[str] | None) -> Published:
+    # Each format's package is imported only where its files are read.
     suffix = path.suffix.lower()
     if suffix == ".tflite":
         from mnet_det.weights.tflite import read_tflite
@@ -39,7 +47,7 @@ def read_published(path: Path, *, labels: Sequence[str] | None = None) -> Publis
         from mnet_det.weights.timm import read_timm
 
         return read_timm(path, labels=labels)
-    raise CheckpointError(f"{path}: not a format of published weights that we read; known: {', '.join(SUFFIXES)}")
+    raise CheckpointError(f"not a format of published weights that we read; known: {', '.join(SUFFIXES)}")
 
 
 def read_labels(path: Path) -> list[str]:

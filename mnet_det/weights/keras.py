@@ -14,7 +14,7 @@ from torch import Tensor
 from mnet_det.config import ModelConfig
 from mnet_det.errors import CheckpointError
 from mnet_det.models.mobilenet_v1 import BLOCKS
-from mnet_det.weights.published import Published, Weights, imagenet_names, likely_alpha, require_fit
+from mnet_det.weights.published import Published, Weights, class_names, likely_alpha, require_fit
 
 BN_EPS = 1e-3
 """Keras' default, which its MobileNet leaves alone."""
@@ -37,15 +37,15 @@ def read_keras(path: Path, *, labels: Sequence[str] | None = None) -> Published:
     blocks |= {f"backbone.blocks.{number}.pointwise": f"conv_pw_{number}" for number in BLOCKS}
     weights: Weights = {}
     for ours, theirs in {"backbone.stem": "conv1", **blocks}.items():
-        weights |= _convolution(layers, theirs, f"{ours}.conv", path=path)
-        weights |= _batch_norm(layers, f"{theirs}_bn", f"{ours}.bn", path=path)
+        weights |= _convolution(layers, theirs, f"{ours}.conv")
+        weights |= _batch_norm(layers, f"{theirs}_bn", f"{ours}.bn")
     names: tuple[str, ...] = ()
     if "conv_preds" in layers:
-        top = _convolution(layers, "conv_preds", "classifier", path=path)
+        top = _convolution(layers, "conv_preds", "classifier")
         weights |= {name: tensor.flatten(1) if tensor.ndim > 1 else tensor for name, tensor in top.items()}
-        names = _class_names(labels, len(top["classifier.weight"]), path=path)
+        names = class_names(labels, len(top["classifier.weight"]))
     if layers:
-        raise CheckpointError(f"{path}: has layers that MobileNet lacks: {', '.join(sorted(layers)[:5])}")
+        raise CheckpointError(f"has layers that MobileNet lacks: {', '.join(sorted(layers)[:5])}")
     alpha = likely_alpha(len(weights["backbone.blocks.13.pointwise.conv.weight"]))
     side = _side(path)
     published = Published(
@@ -56,7 +56,7 @@ def read_keras(path: Path, *, labels: Sequence[str] | None = None) -> Published:
         weights=weights,
         folded=False,
     )
-    return require_fit(published, path=path)
+    return require_fit(published)
 
 
 def _read_layers(path: Path) -> Layers:
@@ -68,7 +68,7 @@ def _read_layers(path: Path) -> Layers:
             layers = {name: _arrays(group[name]) for name in names}
     except (OSError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: not weights in Keras' HDF5 layout ({error}); expected a file of Keras Applications, such as "
+            f"not weights in Keras' HDF5 layout ({error}); expected a file of Keras Applications, such as "
             "mobilenet_5_0_160_tf.h5"
         ) from None
     return {layer: arrays for layer, arrays in layers.items() if arrays}
@@ -82,38 +82,31 @@ def _arrays(layer: h5py.Group) -> dict[str, Tensor]:
     }
 
 
-def _convolution(layers: Layers, name: str, ours: str, *, path: Path) -> Weights:
+def _convolution(layers: Layers, name: str, ours: str) -> Weights:
     """Take a layer's kernel [k, k, C, C'] (depthwise: [k, k, C, 1]) as ours [C', C, k, k], and its bias if any."""
-    arrays = _take(layers, name, path=path)
+    arrays = _take(layers, name)
     kernel = arrays.get("depthwise_kernel", arrays.get("kernel"))  # Keras 3 calls both `kernel`
     if kernel is None or kernel.ndim != 4:
         has = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items())
-        raise CheckpointError(f"{path}: layer {name} has no kernel of four axes, only {has}")
+        raise CheckpointError(f"layer {name} has no kernel of four axes, only {has}")
     weight = kernel.permute(2, 3, 0, 1) if name.startswith("conv_dw_") else kernel.permute(3, 2, 0, 1)
     bias = {f"{ours}.bias": arrays["bias"]} if "bias" in arrays else {}
     return {f"{ours}.weight": weight.contiguous()} | bias
 
 
-def _batch_norm(layers: Layers, name: str, ours: str, *, path: Path) -> Weights:
-    arrays = _take(layers, name, path=path)
+def _batch_norm(layers: Layers, name: str, ours: str) -> Weights:
+    arrays = _take(layers, name)
     missing = [key for key in BN_NAMES if key not in arrays]
     if missing:
-        raise CheckpointError(f"{path}: layer {name} has no {missing[0]}")
+        raise CheckpointError(f"layer {name} has no {missing[0]}")
     tensors = {f"{ours}.{mine}": arrays[theirs] for theirs, mine in BN_NAMES.items()}
     return tensors | {f"{ours}.num_batches_tracked": torch.tensor(0)}
 
 
-def _take(layers: Layers, name: str, *, path: Path) -> dict[str, Tensor]:
+def _take(layers: Layers, name: str) -> dict[str, Tensor]:
     if name not in layers:
-        raise CheckpointError(f"{path}: not Keras' MobileNet: it has no layer {name}")
+        raise CheckpointError(f"not Keras' MobileNet: it has no layer {name}")
     return layers.pop(name)
-
-
-def _class_names(labels: Sequence[str] | None, outputs: int, *, path: Path) -> tuple[str, ...]:
-    names = tuple(labels) if labels is not None else imagenet_names()
-    if len(names) != outputs:
-        raise CheckpointError(f"{path}: has {outputs} classes, the list has {len(names)} labels")
-    return names
 
 
 def _side(path: Path) -> int:

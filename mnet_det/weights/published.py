@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -74,7 +73,7 @@ def likely_alpha(last_channels: int) -> float:
     return next((alpha for alpha in candidates if alpha > 0 and scale_channels(base, alpha) == last_channels), exact)
 
 
-def require_fit(published: Published, *, path: Path) -> Published:
+def require_fit(published: Published) -> Published:
     """The same, once every tensor is what our network of that config has.
 
     Raises:
@@ -86,28 +85,25 @@ def require_fit(published: Published, *, path: Path) -> Published:
         if came is None or came.shape != tensor.shape:
             has = "nothing for it" if came is None else f"{list(came.shape)}"
             raise CheckpointError(
-                f"{path}: not MobileNetV1 as we know it: {name} should be {list(tensor.shape)} at alpha "
+                f"not MobileNetV1 as we know it: {name} should be {list(tensor.shape)} at alpha "
                 f"{published.model.alpha:g} (the likely one, from its last block), the file has {has}"
             )
     strangers = sorted(set(published.weights) - set(expected) - {"stored_anchors"})
     if strangers:
-        raise CheckpointError(f"{path}: has tensors that our network does not know: {', '.join(strangers[:5])}")
+        raise CheckpointError(f"has tensors that our network does not know: {', '.join(strangers[:5])}")
     broken = [name for name, tensor in published.weights.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise CheckpointError(f"{path}: {broken[0]} holds numbers that are not finite; is the file damaged?")
+        raise CheckpointError(f"{broken[0]} holds numbers that are not finite; is the file damaged?")
     return published
 
 
-def foreground(
-    labels: Sequence[str] | None, outputs: int, known: Sequence[str] | None, *, path: Path
-) -> list[tuple[int, str]]:
+def foreground(labels: Sequence[str] | None, outputs: int, known: Sequence[str] | None) -> list[tuple[int, str]]:
     """Output number and name of each class: the background and outputs labelled `???` are none.
 
     Args:
         labels: of all outputs, or of all but the background.
         outputs: how many there are, background included.
         known: labels to fall back on where their number fits.
-        path: named in errors.
 
     Raises:
         CheckpointError: no labels, or another number of them.
@@ -116,15 +112,27 @@ def foreground(
         labels = known if known is not None and len(known) == outputs else None
     if labels is None:
         raise CheckpointError(
-            f"{path}: has {outputs} outputs and no names for them; give them with `mnet-det weights import {path} "
+            f"has {outputs} outputs and no names for them; give them with `mnet-det weights import … "
             "--labels FILE`, one a line, the background first"
         )
     if len(labels) == outputs - 1:
         labels = ["background", *labels]
     if len(labels) != outputs:
-        raise CheckpointError(f"{path}: has {outputs} outputs, the list has {len(labels)} labels")
+        raise CheckpointError(f"has {outputs} outputs, the list has {len(labels)} labels")
     named = [(number, name.strip()) for number, name in enumerate(labels)][1:]
     return [(number, name) for number, name in named if name not in ("", "???")]
+
+
+def class_names(labels: Sequence[str] | None, outputs: int) -> tuple[str, ...]:
+    """Names of a classifier's outputs where all are classes; ImageNet's unless given.
+
+    Raises:
+        CheckpointError: another number of labels.
+    """
+    names = tuple(labels) if labels is not None else imagenet_names()
+    if len(names) != outputs:
+        raise CheckpointError(f"has {outputs} classes, the list has {len(names)} labels")
+    return names
 
 
 def imagenet_names() -> tuple[str, ...]:

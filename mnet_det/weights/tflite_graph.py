@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import tflite
+import torch
 from flatbuffers import flexbuffers
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mnet_det.errors import CheckpointError
 from mnet_det.structures import FloatArray
@@ -123,6 +125,18 @@ class Graph:
         """The operator that computes a tensor; None for inputs and constants."""
         return next((operator for operator in self.operators if tensor in operator.outputs), None)
 
+    def filter_and_bias(self, operator: Operator) -> tuple[Tensor, Tensor]:
+        """Of a convolution: float32 [C', C / groups, k, k] and [C'].
+
+        Raises:
+            ValueError: they are not there, or hold no values.
+        """
+        if len(operator.inputs) != 3 or min(operator.inputs) < 0:
+            raise ValueError(f"{operator.kind} has inputs {operator.inputs}, expected a map, a filter and a bias")
+        values, bias = (self.tensors[number].values() for number in operator.inputs[1:])
+        axes = (3, 0, 1, 2) if operator.kind == "DEPTHWISE_CONV_2D" else (0, 3, 1, 2)
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(axes))), torch.from_numpy(bias)
+
     def convolutions_into(self, tensor: int) -> Iterator[Operator]:
         """The last convolutions on each way to a tensor, in the order in which they are joined."""
         operator = self.producer(tensor)
@@ -143,12 +157,12 @@ def read_graph(path: Path) -> Graph:
     """
     content = path.read_bytes()
     if content[4:8] != b"TFL3":
-        raise CheckpointError(f"{path}: not a TensorFlow Lite file")
+        raise CheckpointError("not a TensorFlow Lite file")
     try:
         graph = _parse(tflite.Model.GetRootAs(content, 0), _labels(path))
         _require_order(graph)
     except UNCHECKED as error:
-        raise CheckpointError(f"{path}: damaged, its graph cannot be read ({error}); is the file whole?") from None
+        raise CheckpointError(f"damaged, its graph cannot be read ({error}); is the file whole?") from None
     return graph
 
 

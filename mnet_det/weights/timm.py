@@ -15,7 +15,7 @@ from torch import Tensor
 from mnet_det.config import ModelConfig
 from mnet_det.errors import CheckpointError
 from mnet_det.models.mobilenet_v1 import BLOCKS
-from mnet_det.weights.published import Published, Weights, imagenet_names, likely_alpha, require_fit
+from mnet_det.weights.published import Published, Weights, class_names, likely_alpha, require_fit
 
 BN_EPS = 1e-5
 """torch's default, which timm's MobileNetV1 leaves alone."""
@@ -38,20 +38,16 @@ def read_timm(path: Path, *, labels: Sequence[str] | None = None) -> Published:
         layer, _, leaf = name.removeprefix("module.").rpartition(".")
         if layer not in names_of:
             raise CheckpointError(
-                f"{path}: not timm's MobileNetV1: {name} {list(tensor.shape)} is none of its tensors; expected "
+                f"not timm's MobileNetV1: {name} {list(tensor.shape)} is none of its tensors; expected "
                 "mobilenetv1_100, mobilenetv1_100h or mobilenetv1_125"
             )
         weights[f"{names_of[layer]}.{leaf}"] = tensor.float() if tensor.is_floating_point() else tensor
     last = weights.get("backbone.blocks.13.pointwise.conv.weight")
     if last is None:
-        raise CheckpointError(f"{path}: not timm's MobileNetV1: its last block (blocks.4.1.conv_pw.weight) is missing")
+        raise CheckpointError("not timm's MobileNetV1: its last block (blocks.4.1.conv_pw.weight) is missing")
     names: tuple[str, ...] = ()
     if "classifier.weight" in weights:
-        names = tuple(labels) if labels is not None else imagenet_names()
-        if len(names) != len(weights["classifier.weight"]):
-            raise CheckpointError(
-                f"{path}: has {len(weights['classifier.weight'])} classes, the list has {len(names)} labels"
-            )
+        names = class_names(labels, len(weights["classifier.weight"]))
     found = re.search(r"_r(\d+)", path.name)
     side = int(found[1]) if found else 224
     published = Published(
@@ -62,7 +58,7 @@ def read_timm(path: Path, *, labels: Sequence[str] | None = None) -> Published:
         weights=weights,
         folded=False,
     )
-    return require_fit(published, path=path)
+    return require_fit(published)
 
 
 def _our_names() -> dict[str, str]:
@@ -94,11 +90,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read ({reason[:120]}); is the file whole?") from None
+        raise CheckpointError(f"cannot be read ({reason[:120]}); is the file whole?") from None
     if isinstance(content, dict):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: not a state dict; expected tensors by name, as timm publishes them")
+        raise CheckpointError("not a state dict; expected tensors by name, as timm publishes them")
     return content
 
 
@@ -106,4 +102,4 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); is the file whole?") from None
+        raise CheckpointError(f"cannot be read ({error}); is the file whole?") from None

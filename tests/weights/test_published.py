@@ -67,7 +67,7 @@ def backbone(**changes: torch.Tensor | None) -> Published:
 
 def test_a_network_with_every_tensor_passes() -> None:
     published = backbone()
-    assert require_fit(published, path=PATH) is published
+    assert require_fit(published) is published
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_a_network_with_every_tensor_passes() -> None:
     ids=["shape", "missing", "unknown", "not a number"],
 )
 def test_the_first_tensor_that_does_not_fit_is_named(changes: dict[str, torch.Tensor | None], message: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^net\.tflite: .*{message}"):
-        require_fit(backbone(**changes), path=PATH)
+    with pytest.raises(CheckpointError, match=message):
+        require_fit(backbone(**changes))
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_the_first_tensor_that_does_not_fit_is_named(changes: dict[str, torch.Te
     ids=["with background", "without", "known", "given before known"],
 )
 def test_outputs_are_numbered_behind_the_background(labels: list[str] | None, known: list[str] | None) -> None:
-    assert foreground(labels, 3, known, path=PATH) == [(1, "cat"), (2, "dog")]
+    assert foreground(labels, 3, known) == [(1, "cat"), (2, "dog")]
 
 
 def test_outputs_without_a_class_leave_gaps_in_the_numbers() -> None:
-    assert foreground(["???", "cat", "???", "", "dog"], 5, None, path=PATH) == [(1, "cat"), (4, "dog")]
+    assert foreground(["???", "cat", "???", "", "dog"], 5, None) == [(1, "cat"), (4, "dog")]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_outputs_without_a_class_leave_gaps_in_the_numbers() -> None:
 )
 def test_names_must_be_as_many_as_outputs(labels: list[str] | None, known: list[str] | None, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        foreground(labels, 3, known, path=PATH)
+        foreground(labels, 3, known)
 
 
 def test_imagenet_has_a_thousand_names_in_the_usual_order() -> None:
@@ -131,7 +131,7 @@ def test_imagenet_has_a_thousand_names_in_the_usual_order() -> None:
 
 
 def test_coco_s_outputs_have_80_classes_among_90_ids() -> None:
-    classes = foreground(None, 91, COCO_LABELS, path=PATH)
+    classes = foreground(None, 91, COCO_LABELS)
     assert len(classes) == 80
     assert (classes[0], classes[-1]) == ((1, "person"), (90, "toothbrush"))
     assert dict(classes)[18] == "dog"
@@ -171,8 +171,9 @@ def test_each_format_goes_to_its_reader(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"net{suffix}"
     path.write_bytes(b"not weights of any kind, but long enough to have a header")
     reasons = {".tflite": "not a TensorFlow Lite file", ".h5": "Keras"}
-    with pytest.raises(CheckpointError, match=reasons.get(suffix.lower(), "cannot be read")):
+    with pytest.raises(CheckpointError, match=reasons.get(suffix.lower(), "cannot be read")) as raised:
         read_published(path)
+    assert str(raised.value).startswith(f"{path}: ")
 
 
 def test_labels_are_lines_of_text(tmp_path: Path) -> None:

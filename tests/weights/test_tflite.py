@@ -296,9 +296,8 @@ def test_another_network_is_refused_with_what_it_has(
     drawn = draw_classifier(0.1)
     damage(drawn)
     path = drawn.save(tmp_path / "net.tflite")
-    with pytest.raises(CheckpointError, match=message) as raised:
+    with pytest.raises(CheckpointError, match=message):
         read_tflite(path, labels=ELEVEN)
-    assert str(raised.value).startswith(str(path))
 
 
 def test_a_filter_without_numbers_is_refused(draw_classifier: Callable[..., Any], tmp_path: Path) -> None:

@@ -146,9 +146,8 @@ def test_other_tensors_are_refused(
 ) -> None:
     path = tmp_path / "model.safetensors"
     save_file(change(state), path)
-    with pytest.raises(CheckpointError, match=message) as raised:
+    with pytest.raises(CheckpointError, match=message):
         read_timm(path, labels=TEN)
-    assert str(raised.value).startswith(str(path))
 
 
 def test_mobilenet_v2_is_refused(tmp_path: Path) -> None:
