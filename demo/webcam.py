@@ -2,8 +2,8 @@
 
     python demo/webcam.py MODEL [SOURCE]
 
-MODEL is an exported file (.onnx, .xml), a checkpoint or the name of published weights (ssd_mobilenet_v1_0.75_coco), SOURCE
-a camera's number (0 unless given) or a video file.
+MODEL is an exported file (.onnx, .xml), a checkpoint or the name of published weights (ssd_mobilenet_v1_0.75_coco),
+SOURCE a camera's number (0 unless given) or a video file.
 `mnet-det demo` is this with a camera that never lags, files at their own speed, recording and statistics.
 """
 

@@ -1,18 +1,17 @@
-"""Write the BCCD blood-cell set (Pascal VOC XML) as COCO JSON, one file for each of its own lists.
+"""Write the BCCD blood-cell set (Pascal VOC XML) as a folder laid out like COCO.
 
     .venv/bin/python tools/bccd_to_coco.py BCCD_Dataset/BCCD bccd
+    mnet-det train configs/finetune_ssd300_mobilenet_v1.yaml data.root=bccd
 
-makes bccd/instances_train2017.json, …val… and …test…; the images stay where they are:
-
-    mnet-det train configs/finetune_ssd300_mobilenet_v1.yaml \
-        data.train_images=BCCD_Dataset/BCCD/JPEGImages data.train_annotations=bccd/instances_train2017.json \
-        data.val_images=BCCD_Dataset/BCCD/JPEGImages data.val_annotations=bccd/instances_val2017.json
+The set's own train, val and test lists are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,14 +25,15 @@ SPLITS = ("train", "val", "test")
 
 def main(argv: list[str] | None = None) -> int:
     """Convert all three lists and say what they hold."""
-    parser = argparse.ArgumentParser(description="Write the BCCD blood-cell set as COCO JSON.")
+    parser = argparse.ArgumentParser(description="Write the BCCD blood-cell set as a folder laid out like COCO.")
     parser.add_argument("source", type=Path, help="folder with Annotations/, ImageSets/Main/ and JPEGImages/")
-    parser.add_argument("out", type=Path, help="folder for the JSON files")
+    parser.add_argument("out", type=Path, help="the new folder")
     arguments = parser.parse_args(argv)
     try:
         for split in SPLITS:
             content = convert(arguments.source, split)
-            path = arguments.out / f"instances_{split}2017.json"
+            path = arguments.out / "annotations" / f"instances_{split}2017.json"
+            copy_images(content, arguments.source / "JPEGImages", arguments.out / f"{split}2017")
             write_json(path, content)
             print(f"{path}: {len(content['images'])} images, {len(content['annotations'])} boxes")
     except MnetDetError as error:
@@ -66,6 +66,20 @@ def convert(source: Path, split: str) -> dict[str, Any]:
         ]
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def copy_images(content: Mapping[str, Any], source: Path, out: Path) -> None:
+    """Copy the images that a COCO file names.
+
+    Raises:
+        DataError: one is missing, or cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for image in content["images"]:
+            shutil.copy(source / image["file_name"], out)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be copied to {out} ({error.strerror})") from None
 
 
 def _box(element: ElementTree.Element) -> tuple[int, list[float]]:

@@ -170,7 +170,7 @@ def test_a_list_of_labels_in_the_archive_at_the_end_is_read(
 def test_a_file_without_the_formats_mark_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "net.tflite"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="^not a TensorFlow Lite file$"):
+    with pytest.raises(CheckpointError, match=r"^not a TensorFlow Lite file$"):
         read_graph(path)
 
 
@@ -179,7 +179,7 @@ def test_a_file_that_is_cut_short_is_damaged(draw_classifier: Callable[..., Any]
     path = draw_classifier(0.1, "uint8").save(tmp_path / "net.tflite")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
-    with pytest.raises(CheckpointError, match="not a TensorFlow Lite file|damaged|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"not a TensorFlow Lite file|damaged|cannot be read"):
         read_tflite(path, labels=ELEVEN)
 
 
