@@ -363,8 +363,8 @@ def _progress(console: Console | None) -> Progress:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=console,
-        disable=console is None or not console.is_terminal,
+        # Quiet and not only disabled: rich 14.0 would still end the bar that it did not draw with an empty line.
+        console=console if console is not None and console.is_terminal else Console(quiet=True),
     )
 
 
