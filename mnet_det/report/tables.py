@@ -28,6 +28,8 @@ class _Scores(Protocol):
     def images(self) -> int: ...
     @property
     def detections(self) -> int: ...
+    @property
+    def classes_left_out(self) -> int: ...
 
 
 def print_cost(console: Console, title: str, cost: Cost) -> None:
@@ -62,7 +64,11 @@ def print_cost(console: Console, title: str, cost: Cost) -> None:
 
 def print_scores(console: Console, scores: _Scores) -> None:
     """The twelve numbers, then AP per class, best first; what has no truth to judge by is n/a."""
-    numbers = _table(f"{scores.images} images, {scores.detections} detections", "COCO", "value")
+    console.print(f"{scores.images} images, {scores.detections} detections", highlight=False)
+    if scores.classes_left_out:
+        left_out = f"{scores.classes_left_out} of the model's classes are not in the data"
+        console.print(f"{left_out}: what it found of them is left out", highlight=False)
+    numbers = _table("", "COCO", "value")
     for name, value in scores.numbers.items():
         numbers.add_row(name, _number(value))
     console.print(numbers)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
 from mnet_det.data.loader import ScoringBatches
 from mnet_det.engine import train as module
-from mnet_det.engine.checkpoint import load_checkpoint
+from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
 from mnet_det.engine.state import State, start_state
 from mnet_det.engine.train import overfit_config, pick_device, train
 from mnet_det.errors import CheckpointError, ConfigError, DataError, MnetDetError
@@ -224,6 +227,37 @@ def test_it_can_start_from_another_run(configure: Callable[..., Config], toy_run
         config = configure(f"model.init={toy_run / 'best.pt'}", "train.epochs=1", "train.eval_every=1")
         train(config, out=tmp_path / "run", console=console)
         assert "best.pt: 234 of 234 tensors loaded" in console.export_text()
+
+
+def test_folded_batch_norm_is_unfolded_on_training_images(
+    configure: Callable[..., Config], toy_run: Path, tmp_path: Path
+) -> None:
+    """Mean 0 and variance 1 are right in eval mode alone: the first step would throw away what was learned."""
+    path = tmp_path / "folded.pt"
+    save_checkpoint(path, replace(load_checkpoint(toy_run / "best.pt"), folded=True, training=None))
+    console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
+    with console.file:
+        config = configure(f"model.init={path}", "train.epochs=1", "train.eval_every=1")
+        train(config, out=tmp_path / "run", console=console)
+    text = console.export_text()
+    assert "folded.pt: 234 of 234 tensors loaded" in text
+    assert "batch norm was folded in these weights; unfolded on 6 training images" in text
+    assert not load_checkpoint(tmp_path / "run" / "best.pt").folded
+
+
+def test_a_run_goes_on_with_what_its_weights_need_though_the_first_ones_are_gone(
+    configure: Callable[..., Config], toy_run: Path, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "there.pt", tmp_path / "run"
+    origin = load_checkpoint(toy_run / "best.pt")
+    needs = origin.config.model.model_copy(update={"padding": "same", "pixel_mean": (128.0,) * 3})
+    save_checkpoint(path, replace(origin, config=origin.config.model_copy(update={"model": needs})))
+    config = configure(f"model.init={path}", "train.epochs=1")
+    train(config, out=folder)
+    path.unlink()
+    train(configure(f"model.init={path}", "train.epochs=2"), out=folder, resume=folder / "last.pt")
+    model = load_checkpoint(folder / "last.pt").config.model
+    assert (model.padding, model.pixel_mean) == ("same", (128.0,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -430,6 +464,24 @@ def test_eight_real_images_are_learned_by_heart(shared: Path, tmp_path: Path) ->
     result = train(config, out=tmp_path, overfit=8)
     assert result.scores.numbers["AP50"] is not None
     assert result.scores.numbers["AP50"] > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_published_detector_learns_blood_cells_in_five_epochs(shared: Path, tmp_path: Path) -> None:
+    """From random weights the same five epochs give less than half of it."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, root / "tools" / "bccd_to_coco.py", shared / "data" / "bccd", tmp_path / "bccd"]
+    subprocess.run(command, check=True)
+    words = [
+        f"data.root={tmp_path / 'bccd'}",
+        f"model.init={shared / 'weights' / 'ssd_mobilenet_v1_coco_quant.tflite'}",
+        "train.epochs=5",
+    ]
+    config = load_config(root / "configs" / "finetune_ssd300_mobilenet_v1.yaml", words)
+    result = train(config, out=tmp_path / "run")
+    assert result.scores.numbers["AP50"] is not None
+    assert result.scores.numbers["AP50"] > 0.8
 
 
 def test_no_more_workers_than_cores_are_started(

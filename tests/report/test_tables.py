@@ -68,7 +68,14 @@ def test_scores_come_in_cocos_order_and_classes_best_first() -> None:
     assert rows[0] == ["AP", "0.123"]
     assert rows[3] == ["AP_small", "n/a"]
     assert rows[12:] == [["high", "0.900"], ["low", "0.100"], ["none", "n/a"]]
-    assert "7 images, 42 detections" in " ".join(text(shown).split())
+    assert text(shown).startswith("7 images, 42 detections\n")
+    assert "left out" not in text(shown)
+
+
+def test_classes_that_the_data_lack_are_counted() -> None:
+    shown = console()
+    print_scores(shown, Scores({"AP": 0.5}, {"cat": 0.5}, images=1, detections=1, classes_left_out=79))
+    assert "79 of the model's classes are not in the data: what it found of them is left out\n" in text(shown)
 
 
 def test_a_benchmark_names_the_machine_and_gives_p50_and_p95() -> None:
