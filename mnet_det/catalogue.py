@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from mnet_det.cache import cache_folder
-from mnet_det.errors import CheckpointError, DownloadError
+from mnet_det.errors import CheckpointError, DownloadError, MnetDetError
 from mnet_det.files import sha256_of, whole_file, write_text
 
 if TYPE_CHECKING:
@@ -146,7 +148,7 @@ def _pinned() -> list[Entry]:
             "mobilenet_v1_0.75_192_quant",
             0.75,
             192,
-            accuracy=_slim_accuracy("66.2"),
+            accuracy=_slim_accuracy("66.2", revision="2018-02"),
             url=f"{CORAL}mobilenet_v1_0.75_192_quant.tflite",
             size=2_652_542,
             sha256="41daeb22fdcf947e0e5ec32373aa9df7c31f3ef45dbd0ef7b5940fbce3c20f6a",
@@ -155,7 +157,7 @@ def _pinned() -> list[Entry]:
             "mobilenet_v1_0.5_160_quant",
             0.5,
             160,
-            accuracy=_slim_accuracy("57.7"),
+            accuracy=_slim_accuracy("57.7", revision="2018-02"),
             url=f"{CORAL}mobilenet_v1_0.5_160_quant.tflite",
             size=1_392_846,
             sha256="3cc6d2ca460abd2e0f699a6d0d2550c6b61c6e3b0e27a3616e384ea74cb86f43",
@@ -164,7 +166,7 @@ def _pinned() -> list[Entry]:
             "mobilenet_v1_0.25_128_quant",
             0.25,
             128,
-            accuracy=_slim_accuracy("39.9"),
+            accuracy=_slim_accuracy("39.9", revision="2018-02"),
             url=f"{CORAL}mobilenet_v1_0.25_128_quant.tflite",
             size=525_598,
             sha256="cb273c23ee76374b05b9583177e28aa19744858a7679c56a250e83d0333da785",
@@ -183,7 +185,7 @@ def _pinned() -> list[Entry]:
             0.25,
             224,
             numbers="float32",
-            accuracy=_slim_accuracy("49.8"),
+            accuracy=_slim_accuracy("49.8", revision="2018-02"),
             url=f"{vision}mobilenet_v1_0.25_224_1_default_1.tflite",
             size=1_882_904,
             sha256="446ec673881cd46371a8726075b714194ada39d144762260cb76d15318597df7",
@@ -242,8 +244,8 @@ def _tf_slim() -> list[Entry]:
     ]
 
 
-def _slim_accuracy(top_1: str) -> str:
-    return f"top-1 {top_1}, ILSVRC val, TF-slim"
+def _slim_accuracy(top_1: str, *, revision: str = "2018-08") -> str:
+    return f"top-1 {top_1}, ILSVRC val, TF-slim {revision}"
 
 
 def _keras() -> list[Entry]:
@@ -322,7 +324,8 @@ def pull(entry: Entry, *, source: str | None = None, console: Console | None = N
 
     Args:
         entry: what to fetch.
-        source: another address, or a file fetched by hand: the file itself, or the archive it comes in.
+        source: another address, or a file fetched by hand: the file itself, or the archive it comes in. It is taken
+            even where the cache has the file already, and verified alike.
         console: shows the progress where it is a terminal.
 
     Raises:
@@ -331,20 +334,25 @@ def pull(entry: Entry, *, source: str | None = None, console: Console | None = N
         DataError: a damaged archive.
     """
     path = local_path(entry)
-    if path.is_file():
+    if path.is_file() and source is None:
         _verify(entry, path)
         return path
+    _require_writable(path.parent)
     from mnet_det.download import one_at_a_time  # its network side is slow to import, and the demo's start is watched
 
     with one_at_a_time(path, console=console):
-        if path.is_file():
-            pass  # another process fetched it in the meantime
-        elif source is None or "://" in source:
+        if source is None and path.is_file():
+            return path  # another process fetched it in the meantime
+        recorded = _record(entry).is_file()
+        if source is None or "://" in source:
             _pull_from_address(entry, source or entry.url, console=console)
         elif Path(source).is_file():
             _take(entry, Path(source))
         else:
             raise CheckpointError(f"{source}: no such file; expected {_expected_files(entry)}")
+        if console is not None and _record(entry).is_file() and not recorded:
+            note = f"no sha256 of {path.name} is published: this file's is recorded, and compared from now on"
+            console.print(note, markup=False, highlight=False)
     return path
 
 
@@ -358,13 +366,24 @@ def find_model(word: str | Path, *, console: Console | None = None) -> Path:
         DownloadError: see `pull`.
     """
     path, name = Path(word), str(word)
-    if path.exists():
-        return path
-    if name in _BY_NAME:
+    if name in _BY_NAME:  # first: a folder that happens to be called so is no model, and ./NAME still means it
         return pull(_BY_NAME[name], console=console)
-    if path.suffix.lower() in MODEL_SUFFIXES or "/" in name or os.sep in name:
+    if path.exists() or path.suffix.lower() in MODEL_SUFFIXES or "/" in name or os.sep in name:
         return path
     raise CheckpointError(f"{name}: neither a file nor the name of published weights{_did_you_mean(name)}")
+
+
+def find_detector(word: str | Path, *, console: Console | None = None) -> Path:
+    """As `find_model`, of a detector: a published name that is none is refused before anything is fetched.
+
+    Raises:
+        CheckpointError: see there, or the name is that of ImageNet weights.
+        DownloadError: see `pull`.
+    """
+    entry = _BY_NAME.get(str(word))
+    if entry is not None and entry.kind != "detector":
+        raise CheckpointError(f"{word}: an ImageNet {entry.kind}, not a detector; train one with model.init={word}")
+    return find_model(word, console=console)
 
 
 def is_model(word: str) -> bool:
@@ -373,8 +392,9 @@ def is_model(word: str) -> bool:
 
 
 def _pull_from_address(entry: Entry, url: str, *, console: Console | None) -> None:
-    from mnet_det.download import download
+    from mnet_det.download import check_address, download
 
+    check_address(url)
     path = local_path(entry)
     # With the entry's name in front: all of timm's files are called model.safetensors.
     fetched = path.parent / "downloads" / f"{entry.name}-{PurePosixPath(urlsplit(url).path).name}"
@@ -393,7 +413,11 @@ def _pull_from_address(entry: Entry, url: str, *, console: Console | None) -> No
             ),
             console=console,
         )
-        _take(entry, fetched)
+        if is_published and entry.member is not None:
+            _take(entry, fetched)
+        else:
+            _verify(entry, fetched)
+            os.replace(fetched, path)
     finally:
         fetched.unlink(missing_ok=True)  # what was refused is not to be found again
 
@@ -415,8 +439,7 @@ def _take(entry: Entry, fetched: Path) -> None:
 
 def _verify(entry: Entry, file: Path) -> None:
     """Compare with what was published, or with what was there the first time, or record that this is the first."""
-    path, digest = local_path(entry), sha256_of(file)
-    record = path.with_name(f"{path.name}.sha256")
+    path, record, digest = local_path(entry), _record(entry), sha256_of(file)
     if entry.member is None and entry.sha256 is not None:
         mend = "delete it, and pull it again" if file == path else "nothing was kept"
         _compare(path, digest, entry.sha256, mend=mend)
@@ -425,7 +448,26 @@ def _verify(entry: Entry, file: Path) -> None:
         _compare(path, digest, first, mend=f"to accept the other file, delete {record}")
     else:
         _check_first_bytes(entry, file)
-        write_text(record, f"{digest}  {path.name}\n")  # as sha256sum writes and checks it
+        # A file put by hand into a cache that cannot be written is usable all the same.
+        with suppress(MnetDetError) if file == path else nullcontext():
+            write_text(record, f"{digest}  {path.name}\n")  # as sha256sum writes and checks it
+
+
+def _record(entry: Entry) -> Path:
+    """Where the sha256 is kept that nobody published."""
+    path = local_path(entry)
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DownloadError(
+            f"{folder}: cannot be written ({error.strerror}); set MNET_DET_CACHE to a folder that can"
+        ) from None
 
 
 def _check_first_bytes(entry: Entry, file: Path) -> None:

@@ -35,7 +35,7 @@ app = typer.Typer(
 
 TRAIN_PACKAGES = {
     *("torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard"),
-    *("tflite", "h5py", "safetensors"),
+    *("tflite", "flatbuffers", "h5py", "safetensors"),
 }
 PIPE_WIDTH = 160
 """Columns of tables that go to a file or another program; left alone, rich cuts them to 80."""
@@ -123,9 +123,9 @@ def info(
         name = model.head
         cost = count_cost(lambda: build_detector(model, num_classes=classes or 80), input_hw=model.input_hw)
     title = f"{name} on {model.backbone}, alpha {model.alpha:g}, input {model.input_hw[1]}x{model.input_hw[0]}"
-    print_cost(_console(), title, cost)
     if json is not None:
         write_json(json, cost.to_json())
+    print_cost(_console(), title, cost)
 
 
 @app.command()
@@ -219,17 +219,20 @@ def predict(
 
     Example: mnet-det predict photos --out found --json found.json
     """
-    from mnet_det.catalogue import DEFAULT_DETECTOR, is_model
-    from mnet_det.engine.predict import predict_files
+    from mnet_det.catalogue import DEFAULT_DETECTOR, find_model, is_model
+    from mnet_det.engine.predict import expand, predict_files
     from mnet_det.files import write_json
 
     model, sources = (words[0], words[1:]) if is_model(words[0]) else (DEFAULT_DETECTOR, words)
     if not sources:
         raise typer.BadParameter(f"{model}: give image files or folders after the model")
+    if not Path(words[0]).exists() and not is_model(words[0]):
+        find_model(words[0])  # refuses it, with the name that it may be a misspelling of
+    images = list(expand(map(Path, sources)))  # before the model is fetched and converted
     predictor = _load(model, runtime=runtime, score=score)
     results, faults = predict_files(
         predictor,
-        [Path(source) for source in sources],
+        images,
         out=out,
         note=lambda path, count: print(f"{path}: {count} detections"),
     )
@@ -267,10 +270,9 @@ def demo(
     from mnet_det.live.source import open_source
     from mnet_det.runtime import load_predictor
 
-    file = _model_file(model or DEFAULT_DETECTOR)
     opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api)
     try:
-        predictor = load_predictor(file, runtime=runtime, threads=threads)
+        predictor = load_predictor(_model_file(model or DEFAULT_DETECTOR), runtime=runtime, threads=threads)
         shown = pick_screen(screen)
     except BaseException:
         opened.close()
@@ -343,9 +345,9 @@ def bench(
         threads=threads,
         load=_load,
     )
-    print_bench(_console(), machine(), rows)
     if json is not None:
         write_json(json, {"machine": machine(), "rows": [asdict(row) for row in rows]})
+    print_bench(_console(), machine(), rows)
 
 
 @app.command()
@@ -401,9 +403,9 @@ def list_weights(json: JsonOut = None) -> None:
     from mnet_det.files import write_json
     from mnet_det.report.tables import catalogue_json, print_catalogue
 
-    print_catalogue(_console(), CATALOGUE, have={entry.name for entry in CATALOGUE if local_path(entry).is_file()})
     if json is not None:
         write_json(json, catalogue_json(CATALOGUE))
+    print_catalogue(_console(), CATALOGUE, have={entry.name for entry in CATALOGUE if local_path(entry).is_file()})
 
 
 @weights_app.command(name="pull")
@@ -436,12 +438,14 @@ def import_weights(
 
     Example: mnet-det weights import mobilenet_5_0_160_tf.h5 --out mobilenet_0.5.pt
     """
+    from mnet_det.catalogue import find_model
     from mnet_det.engine.checkpoint import open_checkpoint, save_checkpoint
     from mnet_det.weights import read_labels
 
     if out.suffix.lower() != ".pt":
         raise ConfigError(f"{out}: expected a name that ends in .pt")
-    checkpoint = open_checkpoint(_model_file(file), labels=None if labels is None else read_labels(labels))
+    path = find_model(file, console=_console(stderr=True))
+    checkpoint = open_checkpoint(path, labels=None if labels is None else read_labels(labels))
     save_checkpoint(out, checkpoint)
     print(f"wrote {out}: {checkpoint}")
 
@@ -496,9 +500,9 @@ def _numbers(name: str, text: str) -> list[float]:
 
 def _model_file(word: str) -> Path:
     """The file that a MODEL word means; a published one is fetched, with its progress on stderr."""
-    from mnet_det.catalogue import find_model
+    from mnet_det.catalogue import find_detector
 
-    return find_model(word, console=_console(stderr=True))
+    return find_detector(word, console=_console(stderr=True))
 
 
 def _load(

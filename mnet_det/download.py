@@ -7,6 +7,7 @@ on where the last one stopped, unless the file changed at the server in between.
 from __future__ import annotations
 
 import errno
+import gzip
 import http.client
 import json
 import os
@@ -75,7 +76,7 @@ def download(
         DownloadError: no network, the server has no such file, another file than expected (nothing is kept of it), or
             no room (what has arrived is kept).
     """
-    _check_scheme(url)
+    check_address(url)
     with one_at_a_time(path, console=console):
         if path.is_file() and size in (None, path.stat().st_size):
             digest = sha256_of(path)
@@ -123,7 +124,8 @@ def extract_member(archive: Path, member: str, path: Path) -> None:
             with open_member() as source, whole_file(path) as temporary, temporary.open("wb") as target:
                 shutil.copyfileobj(source, target)
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive}: no whole archive ({error}); delete it and fetch it again") from None
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{archive}: no whole archive ({reason}); delete it and fetch it again") from None
 
 
 @contextmanager
@@ -134,6 +136,9 @@ def _members(archive: Path) -> Iterator[dict[str, Callable[[], IO[bytes]]]]:
             infos = [info for info in zipped.infolist() if not info.is_dir()]
             yield {posixpath.normpath(info.filename): partial(zipped.open, info) for info in infos}
     else:
+        with gzip.open(archive) as stream:  # to its end, where the checksum is: tarfile stops before it
+            while stream.read(CHUNK_BYTES):
+                pass
         with tarfile.open(archive) as tar:
             files = [info for info in tar.getmembers() if info.isreg()]
             yield {posixpath.normpath(info.name): partial(_open_in_tar, tar, info) for info in files}
@@ -330,13 +335,22 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        _check_scheme(newurl)
+        check_address(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _check_scheme(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+def check_address(url: str) -> None:
+    """Refuse what is no http or https address.
+
+    Raises:
+        DownloadError: it is not.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is no number
+        sound = False
+    if not sound or not url.isascii() or any(letter.isspace() for letter in url):
         raise DownloadError(f"{url}: not an address to fetch from; expected http://… or https://…")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from rich.console import Console
 
 from mnet_det import download as downloading
 from mnet_det.cache import cache_folder
@@ -20,6 +22,7 @@ from mnet_det.catalogue import (
     DEFAULT_DETECTOR,
     FIRST_BYTES,
     Entry,
+    find_detector,
     find_entry,
     find_model,
     is_model,
@@ -99,7 +102,7 @@ def test_what_no_source_states_is_none() -> None:
     assert find_entry(DEFAULT_DETECTOR).accuracy is None
     assert find_entry("mobilenet_1_0_224_tf").accuracy == "top-1 70.4, ILSVRC val, Keras"
     assert find_entry("mobilenet_7_5_224_tf").accuracy is None
-    assert find_entry("mobilenet_v1_0.25_128_quant").accuracy == "top-1 39.9, ILSVRC val, TF-slim"
+    assert find_entry("mobilenet_v1_0.25_128_quant").accuracy == "top-1 39.9, ILSVRC val, TF-slim 2018-02"
 
 
 @pytest.mark.shared
@@ -274,13 +277,62 @@ def test_without_a_network_the_message_says_where_to_put_the_file(monkeypatch: p
     assert f"mnet-det weights pull {entry.name} --from FILE" in str(error.value)
 
 
-def test_a_word_is_a_path_before_it_is_a_name(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_a_name_whatever_lies_here(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`predict --out NAME` made a folder, and from then on the published model could not be named in that place."""
     monkeypatch.chdir(tmp_path)
     pull(find_entry("mobilenet_v1_0.75_128"), source=str(file))
     assert find_model("mobilenet_v1_0.75_128") == local_path(archived())
     (tmp_path / "mobilenet_v1_0.75_128").mkdir()
-    assert find_model("mobilenet_v1_0.75_128") == Path("mobilenet_v1_0.75_128")
+    assert find_model("mobilenet_v1_0.75_128") == local_path(archived())
+    assert find_model("./mobilenet_v1_0.75_128") == Path("mobilenet_v1_0.75_128")
     assert find_model(file) == file
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1_0.75_128", "mobilenet_5_0_160_tf", "mobilenet_2_5_128_tf_no_top"])
+def test_imagenet_weights_are_refused_as_a_detector_before_they_are_fetched(name: str) -> None:
+    message = f"^{name}: an ImageNet (classifier|backbone), not a detector; train one with model.init={name}$"
+    with pytest.raises(CheckpointError, match=message):
+        find_detector(name)
+
+
+def test_a_file_that_is_named_is_verified_though_the_cache_has_one(file: Path, tmp_path: Path) -> None:
+    """`--from gone.tflite` was answered with the path in the cache, as if it had been taken."""
+    entry = archived()
+    path = pull(entry, source=str(file))
+    with pytest.raises(CheckpointError, match=r"gone\.tflite: no such file"):
+        pull(entry, source=str(tmp_path / "gone.tflite"))
+    other = tmp_path / "other.tflite"
+    other.write_bytes(TFLITE + b"more")
+    with pytest.raises(DownloadError, match="not the file that is known"):
+        pull(entry, source=str(other))
+    assert path.read_bytes() == TFLITE
+
+
+def test_a_flipped_bit_in_an_archive_is_found(tmp_path: Path) -> None:
+    """tarfile stops before the checksum: the damaged file was taken, and its hash recorded as the one to trust."""
+    plain = make_tgz(tmp_path / "whole.tgz", "mobilenet_v1_0.75_128.tflite", TFLITE + bytes(range(256)) * 40)
+    content = gzip.compress(gzip.decompress(plain.read_bytes()), compresslevel=0)  # stored: any byte can be changed
+    place = content.index(bytes(range(256))) + 300
+    damaged = tmp_path / "damaged.tgz"
+    damaged.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(DataError, match=r"no whole archive .*CRC"):
+        pull(archived(), source=str(damaged))
+    assert not local_path(archived()).exists()
+    assert not record_of(archived()).exists()
+
+
+def test_a_hash_that_nobody_published_is_said_to_be_trusted(file: Path) -> None:
+    shown = Console(file=io.StringIO(), width=200)
+    pull(archived(), source=str(file), console=shown)
+    assert isinstance(shown.file, io.StringIO)
+    assert "no sha256 of mobilenet_v1_0.75_128.tflite is published: this file's is recorded" in shown.file.getvalue()
+
+
+def test_a_cache_that_cannot_be_written_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "occupied").write_text("a file")
+    monkeypatch.setenv("MNET_DET_CACHE", str(tmp_path / "occupied"))
+    with pytest.raises(DownloadError, match=r"weights: cannot be written \(.*\); set MNET_DET_CACHE to a folder"):
+        pull(archived(), source=str(file))
 
 
 @pytest.mark.parametrize("word", ["missing.pt", "missing.ONNX", "runs/missing"])

@@ -421,7 +421,7 @@ def test_eval_refuses_data_with_classes_the_model_lacks(
         (["MODEL", "--images", "IMAGES", "--annotations", "gone.json"], "gone.json: no such file"),
         (["MODEL", "--images", "IMAGES", "--annotations", "ANNOTATIONS", "--runtime", "x"], "runtime: got 'x'"),
         (["gone.pt", "--images", "IMAGES", "--annotations", "ANNOTATIONS"], "gone.pt: no such model file"),
-        (["a.h5", "--images", "IMAGES", "--annotations", "ANNOTATIONS"], "not a kind of model file we know"),
+        (["a.h5", "--images", "IMAGES", "--annotations", "ANNOTATIONS"], "ImageNet weights, not a detector"),
         (["--detections", "gone.json", "--annotations", "ANNOTATIONS"], "gone.json: no such file"),
         (["--detections", "ANNOTATIONS", "--annotations", "ANNOTATIONS"], "expected a list of results"),
     ],
@@ -626,7 +626,7 @@ def test_weights_import_makes_a_checkpoint_that_training_starts_from(cli: Cli, c
         "wrote imagenet.pt: classifier, mobilenet_v1, alpha 1, input 224x224, 1000 classes; padding symmetric, relu6, "
         "pixels (x - 127.5) / 127.5\n"
     )
-    assert "not a detector" in cli("predict", "imagenet.pt", "nowhere", "--runtime", "torch", "--out", "found").err
+    assert "not a detector" in cli("export", "imagenet.pt", "--format", "onnx").err
     words = ("model.init=imagenet.pt", "model.alpha=1", "model.base_hw=[32,32]", "train.epochs=1")
     answer = cli("train", config, *words, "--out", "run")
     assert answer.status == 0, answer
@@ -648,6 +648,24 @@ def test_weights_import_makes_a_checkpoint_that_training_starts_from(cli: Cli, c
 )
 def test_weights_explains_what_is_wrong(words: list[str], message: str, cli: Cli, here: Path) -> None:
     assert_explained(cli("weights", *words), message, here)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ssd_mobilenet_v1_0.75_coc", "PHOTOS"], "did you mean ssd_mobilenet_v1_0.75_coco"),
+        (["gone", "PHOTOS"], "gone: neither a file nor the name of published weights"),
+        (["PHOTOS", "gone.jpg"], "gone.jpg: no such file or folder"),
+        (["mobilenet_v1_0.5_160_quant", "PHOTOS"], "an ImageNet classifier, not a detector"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_predict_looks_at_its_words_before_it_fetches_a_model(
+    words: list[str], message: str, cli: Cli, here: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "pull", lambda *_, **__: pytest.fail("it fetched a model"))
+    answer = cli("predict", *(toy / "val2017" if word == "PHOTOS" else word for word in words), "--out", "found")
+    assert_explained(answer, message, here)
 
 
 def test_predict_wants_images_after_a_model(cli: Cli, here: Path) -> None:

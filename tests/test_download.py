@@ -275,6 +275,25 @@ def test_a_proxy_of_the_environment_is_asked(server: Server, tmp_path: Path, mon
     assert server.requests[0]["Host"] == "weights.invalid"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/hostname",
+        "http://[half/x.bin",
+        "http://localhost:port/x.bin",
+        "http://localhost/ä.bin",
+        "http://localhost/a b.bin",
+        "localhost/x.bin",
+        "http:///x.bin",
+    ],
+)
+def test_what_is_no_address_is_refused_at_once(tmp_path: Path, url: str) -> None:
+    """Half of them were tracebacks, the others were tried five times."""
+    with pytest.raises(DownloadError, match="not an address to fetch from"):
+        download(url, tmp_path / "x.bin", sha256=None, sleep=lambda _: pytest.fail("it waited"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/file.bin"])
 def test_other_schemes_are_refused_also_after_a_redirect(server: Server, tmp_path: Path, target: str) -> None:
     with pytest.raises(DownloadError, match="expected http://"):

@@ -18,6 +18,10 @@ def commands() -> list[str]:
     return [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
+def test_no_placeholder_is_left() -> None:
+    assert "@@" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def steps(line: str) -> list[str]:
     """The parts of a chain of commands, each without the program that runs it: which Python is another matter."""
     return [part.strip().partition(" ")[2] for part in line.split("&&")]

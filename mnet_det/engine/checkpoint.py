@@ -122,7 +122,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or "mnet_det" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of mnet-det; expected one written by `mnet-det train`")
     if content["mnet_det"] != FORMAT:
-        raise CheckpointError(f"{path}: format {content['mnet_det']}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{path}: format {content['mnet_det']}, this version reads {FORMAT}; use the version that wrote it, or "
+            "train it again"
+        )
     try:
         return Checkpoint(
             config=parse_config(content["config"], source=str(path)),
@@ -147,8 +150,16 @@ def open_checkpoint(path: Path, *, labels: Sequence[str] | None = None) -> Check
     Raises:
         CheckpointError: missing, damaged, or not a network that we know.
     """
-    if path.suffix.lower() not in PUBLISHED_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix == ".pt":
+        if labels is not None:
+            raise CheckpointError(f"{path}: a checkpoint has class names of its own, labels are for published files")
         return load_checkpoint(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder; a run's checkpoint is {path / 'best.pt'}")
+    if suffix not in PUBLISHED_SUFFIXES:
+        known = ", ".join((".pt", *PUBLISHED_SUFFIXES))
+        raise CheckpointError(f"{path}: neither a checkpoint nor published weights that we read; known: {known}")
     published = read_published(path, labels=labels)
     return Checkpoint(
         config=Config(model=published.model),

@@ -77,7 +77,7 @@ def train(
     device = pick_device(config.train.device)
     torch.manual_seed(config.train.seed)
     config = config if overfit is None else overfit_config(config, images=overfit)
-    origin = _origin(config, resume)
+    origin = _origin(config, resume, console)
     if origin is not None:
         config, notes = adopt_needs(config, origin)
         if notes:
@@ -190,11 +190,11 @@ def _require_same_classes(data: CocoData, val_data: CocoData) -> None:
         )
 
 
-def _origin(config: Config, resume: Path | None) -> Checkpoint | None:
+def _origin(config: Config, resume: Path | None, console: Console) -> Checkpoint | None:
     """The weights that a run goes on from or starts from, if any."""
     if resume is not None:
         return open_checkpoint(resume)
-    return None if config.model.init is None else open_checkpoint(find_model(config.model.init))
+    return None if config.model.init is None else open_checkpoint(find_model(config.model.init, console=console))
 
 
 def _start(

@@ -94,6 +94,7 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
         "postprocess",
         "total",
         "fps",
+        names=[row.model for row in rows],
     )
     for row in rows:
         stages = (row.preprocess_ms, row.network_ms, row.postprocess_ms, row.total_ms)
@@ -108,6 +109,8 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
     console.print(table)
 
 
+UNFOLDED_NAME = 44
+"""Letters of a name that are kept on one line, if all else has to fold."""
 WIDE_ENOUGH = 140
 """Columns of a terminal in which the whole catalogue fits beside one another."""
 
@@ -115,18 +118,29 @@ WIDE_ENOUGH = 140
 def print_catalogue(console: Console, entries: Sequence[Entry], *, have: Collection[str]) -> None:
     """Published weights, those in `have` marked as cached; below, where each comes from and how it is verified."""
     wide = console.width >= WIDE_ENOUGH
-    more = ("what", "published accuracy", "licence") if wide else ()
-    table = _table("published weights", "name", "alpha", "input", "size", "cached", *more, texts=more)
+    more = ("what", "published accuracy") if wide else ()
+    table = _table(
+        "published weights",
+        "name",
+        "alpha",
+        "input",
+        "size",
+        "cached",
+        *more,
+        texts=more,
+        names=[entry.name for entry in entries],
+    )
     for entry in entries:
         size = "n/a" if entry.size is None else f"{entry.size / 1e6:.1f} MB"
         row = (entry.name, f"{entry.alpha:g}", f"{entry.input_hw[1]}x{entry.input_hw[0]}", size)
-        words = (_what(entry), entry.accuracy or "none stated", entry.licence) if wide else ()
+        words = (_what(entry), entry.accuracy or "none stated") if wide else ()
         table.add_row(*row, "yes" if entry.name in have else "", *words)
     console.print(table)
     for entry in entries:
         lines = [entry.name]
         if not wide:
-            lines.append(f"  {_what(entry)}; accuracy: {entry.accuracy or 'none stated'}; {entry.licence}")
+            lines.append(f"  {_what(entry)}; accuracy: {entry.accuracy or 'none stated'}")
+        lines.append(f"  licence {entry.licence}")
         if entry.note:
             lines.append(f"  {entry.note}")
         archive = "" if entry.member is None else " (of the archive)"
@@ -146,11 +160,17 @@ def _what(entry: Entry) -> str:
     return f"{entry.kind}, {entry.description}"
 
 
-def _table(title: str, *columns: str, texts: Collection[str] = ()) -> Table:
-    """The first column is a name, never cut short; the others are numbers, except those in `texts`."""
+def _table(title: str, *columns: str, texts: Collection[str] = (), names: Sequence[str] = ()) -> Table:
+    """The first column is a name, never cut short; the others are numbers, except those in `texts`.
+
+    Where `names` are given, other columns are folded before a name is, up to a reasonable length.
+    """
     table = Table(title=title, title_justify="left")
+    width = min(max(map(len, names), default=0), UNFOLDED_NAME)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 or column in texts else "right", overflow="fold")
+        left = index == 0 or column in texts
+        least = width if index == 0 else None
+        table.add_column(column, justify="left" if left else "right", overflow="fold", min_width=least)
     return table
 
 

@@ -17,6 +17,8 @@ from mnet_det.files import sha256_of
 EXPORTED_SUFFIXES = (".onnx", ".xml")
 CONVERTED_SUFFIXES = (".pt", ".tflite")
 """Forms that only the torch side reads; the runtime gets them through `mnet-det export`."""
+BACKBONE_SUFFIXES = (".h5", ".safetensors", ".pth")
+"""Forms in which only backbones and classifiers are published."""
 
 
 def exported(path: Path) -> Path:
@@ -30,6 +32,8 @@ def exported(path: Path) -> Path:
         MissingPackageError: an export is needed and torch is not installed.
     """
     suffix = path.suffix.lower()
+    if suffix in BACKBONE_SUFFIXES:
+        raise CheckpointError(f"{path}: ImageNet weights, not a detector; train one with model.init={path}")
     if suffix not in EXPORTED_SUFFIXES + CONVERTED_SUFFIXES:
         known = ", ".join(EXPORTED_SUFFIXES + CONVERTED_SUFFIXES)
         raise CheckpointError(f"{path}: not a kind of model file we know; known: {known}")

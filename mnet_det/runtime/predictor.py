@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnet_det.catalogue import find_model
+from mnet_det.catalogue import find_detector
 from mnet_det.errors import ConfigError
 from mnet_det.preprocess import Preprocessor
 from mnet_det.runtime.backends import Backend, ONNXRuntimeBackend, OpenVINOBackend
@@ -125,7 +125,7 @@ def load_predictor(
         raise ConfigError(f"runtime: got {runtime!r}, expected one of {', '.join(RUNTIMES)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads: got {threads}, expected 1 or more")
-    file = exported(find_model(path))
+    file = exported(find_detector(path))
     backend: Backend
     if runtime == "onnxruntime":
         backend = ONNXRuntimeBackend(file, threads=threads)

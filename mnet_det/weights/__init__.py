@@ -27,7 +27,10 @@ def read_published(path: Path, *, labels: Sequence[str] | None = None) -> Publis
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file")
     try:
-        return _read(path, labels)
+        published = _read(path, labels)
+        if labels is not None and published.kind == "backbone":
+            raise CheckpointError("a backbone without a classifier: there is nothing for the labels to name")
+        return published
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

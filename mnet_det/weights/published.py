@@ -124,12 +124,13 @@ def foreground(labels: Sequence[str] | None, outputs: int, known: Sequence[str] 
 
 
 def class_names(labels: Sequence[str] | None, outputs: int) -> tuple[str, ...]:
-    """Names of a classifier's outputs where all are classes; ImageNet's unless given.
+    """Names of a classifier's outputs where all are classes; ImageNet's unless given. A background before them goes.
 
     Raises:
         CheckpointError: another number of labels.
     """
     names = tuple(labels) if labels is not None else imagenet_names()
+    names = names[1:] if len(names) == outputs + 1 else names
     if len(names) != outputs:
         raise CheckpointError(f"has {outputs} classes, the list has {len(names)} labels")
     return names

@@ -101,7 +101,8 @@ def test_a_cache_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.h5", r"a\.h5: not a kind of model file we know; known: \.onnx, \.xml, \.pt"),
+        ("a.doc", r"a\.doc: not a kind of model file we know; known: \.onnx, \.xml, \.pt, \.tflite"),
+        ("a.h5", r"a\.h5: ImageNet weights, not a detector; train one with model\.init="),
         ("none.pt", r"none\.pt: no such model file"),
         ("none.onnx", r"none\.onnx: no such model file"),
     ],
