@@ -438,6 +438,8 @@ def import_weights(
 
     Example: mnet-det weights import mobilenet_5_0_160_tf.h5 --out mobilenet_0.5.pt
     """
+    from dataclasses import replace
+
     from mnet_det.catalogue import find_model
     from mnet_det.engine.checkpoint import open_checkpoint, save_checkpoint
     from mnet_det.weights import read_labels
@@ -446,7 +448,7 @@ def import_weights(
         raise ConfigError(f"{out}: expected a name that ends in .pt")
     path = find_model(file, console=_console(stderr=True))
     checkpoint = open_checkpoint(path, labels=None if labels is None else read_labels(labels))
-    save_checkpoint(out, checkpoint)
+    save_checkpoint(out, replace(checkpoint, training=None))  # a run's own is half optimiser
     print(f"wrote {out}: {checkpoint}")
 
 

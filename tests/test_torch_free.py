@@ -67,7 +67,11 @@ print(sorted({name.partition(".")[0] for name in sys.modules} - before - sys.std
     assert run(code).stdout.strip() == "['mnet_det']"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["toy", "drawn"], ["demo", "--help"], ["weights", "list"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["toy", "drawn", "--train", "2", "--val", "1"], ["demo", "--help"], ["weights", "list"]],
+    ids=" ".join,
+)
 def test_a_verb_runs_without_torch(tmp_path: Path, words: list[str]) -> None:
     assert_runs_without_torch(words, folder=tmp_path)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -40,25 +40,25 @@ class Start:
     Attributes:
         loaded: names of the tensors that were taken, whole or in part.
         total: how many the detector has.
-        left: why others were not, one sentence a kind.
+        notes: why others were not, and what is odd about those that were; one sentence a kind.
     """
 
     loaded: frozenset[str]
     total: int
-    left: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "; ".join([f"{len(self.loaded)} of {self.total} tensors loaded", *self.left])
+        return "; ".join([f"{len(self.loaded)} of {self.total} tensors loaded", *self.notes])
 
 
 @torch.no_grad()
 def start_from(
     detector: Detector, checkpoint: Checkpoint, config: Config, *, class_names: Sequence[str], source: Path
 ) -> Start:
-    """Copy what fits from a checkpoint into a detector with random weights.
+    """Copy what fits from a checkpoint into a detector with random weights, each layer whole or not at all.
 
-    The class layers are taken whole if both name the same classes in the same order. If not, they are made anew, and
-    rows of the background and of classes with the same name are copied.
+    Class layers are made anew where the classes differ, and rows of classes with the same name are copied, as
+    `_ClassRows` says.
 
     Args:
         detector: of `config`, for `class_names`.
@@ -72,37 +72,34 @@ def start_from(
     """
     state = detector.state_dict()
     _require_same_backbone(state, checkpoint, source=source)
+    rows = _ClassRows(class_names, config.model.class_loss, checkpoint)
     loaded: dict[str, Tensor] = {}
-    reasons: Counter[str] = Counter()
-    class_tensors = {f"{layer}.{leaf}" for layer in detector.class_layers for leaf in ("weight", "bias")}
-    same_loss = checkpoint.config.model.class_loss == config.model.class_loss
-    pairs = _same_names(class_names, checkpoint.class_names)
-    for name, ours in state.items():
-        theirs = checkpoint.weights.get(name)
-        part = name.partition(".")[0]
-        if theirs is None:
-            reasons[f"of {part} not in the file"] += 1
-        elif name in class_tensors and not same_loss:
-            reasons[
-                f"of {part} made anew, as they were trained with class_loss {checkpoint.config.model.class_loss}"
-            ] += 1
-        elif name in class_tensors and tuple(class_names) != checkpoint.class_names:
-            rows = _copy_rows(ours, theirs, pairs, checkpoint)
-            if rows is not None and pairs:
-                loaded[name] = rows
-            reasons[
-                f"of {part} made anew for {len(class_names)} classes (there {len(checkpoint.class_names)}), "
-                f"rows of {len(pairs)} with the same name copied"
-            ] += 1
-        elif theirs.shape != ours.shape:
-            reasons[
-                f"of {part} of another shape, such as {name}: {list(theirs.shape)} there, {list(ours.shape)} here"
-            ] += 1
+    reasons: dict[str, list[str]] = {}  # a reason, and the tensors that it is about
+    examples: dict[str, str] = {}
+    for layer, group in groupby(state, key=_layer_of):
+        names = list(group)
+        part = layer.partition(".")[0]
+        ours = {name: state[name] for name in names}
+        theirs = {name: checkpoint.weights[name] for name in names if name in checkpoint.weights}
+        different = next((name for name in theirs if theirs[name].shape != ours[name].shape), None)
+        if len(theirs) < len(ours):
+            reasons.setdefault(f"of {part} not in the file", []).extend(names)
+        elif layer in detector.class_layers and not rows.as_they_are:
+            copied = {name: rows.copy(ours[name], theirs[name]) for name in names}
+            loaded |= {name: tensor for name, tensor in copied.items() if tensor is not None}
+            reasons.setdefault(f"of {part} {rows.reason}", []).extend(names)
+        elif different is not None:
+            reason = f"of {part} of another shape"
+            reasons.setdefault(reason, []).extend(names)
+            shapes = f"{list(theirs[different].shape)} there, {list(ours[different].shape)} here"
+            examples.setdefault(reason, f", such as {different}: {shapes}")
         else:
-            loaded[name] = theirs
+            loaded |= theirs
     detector.load_state_dict(loaded, strict=False)
-    left = tuple(f"{count} {reason}" for reason, count in reasons.items())
-    return Start(frozenset(loaded), len(state), left)
+    notes = [f"{len(names)} {reason}{examples.get(reason, '')}" for reason, names in reasons.items()]
+    if any(name.startswith("box_predictors.") for name in loaded):
+        notes += _anchor_notes(config, checkpoint)
+    return Start(frozenset(loaded), len(state), tuple(notes))
 
 
 def unfold(detector: Detector, start: Start, batches: Iterable[Tensor]) -> int:
@@ -119,35 +116,86 @@ def unfold(detector: Detector, start: Start, batches: Iterable[Tensor]) -> int:
     return unfold_batch_norm(detector, batches, layers=layers)
 
 
-def _require_same_backbone(state: dict[str, Tensor], checkpoint: Checkpoint, *, source: Path) -> None:
+class _ClassRows:
+    """How the rows of class layers, one for each anchor's background and classes, come from another detector.
+
+    Where both name the same classes in the same order and are trained with the same loss, they are taken as they are.
+    Else rows of the same name are copied. From sigmoids to a softmax, the background's row becomes 0: then softmax
+    gives e^l / (1 + Σ e^l), which is close to sigmoid(l) where the other classes are unlikely. The other way, the
+    background's row is subtracted from each.
+    """
+
+    def __init__(self, class_names: Sequence[str], class_loss: str, checkpoint: Checkpoint) -> None:
+        self.pairs = [
+            (label, checkpoint.class_names.index(name))
+            for label, name in enumerate(class_names)
+            if name in checkpoint.class_names
+        ]
+        self.columns_here, self.columns_there = len(class_names) + 1, len(checkpoint.class_names) + 1
+        self.loss_here, self.loss_there = class_loss, checkpoint.config.model.class_loss
+        same_classes = tuple(class_names) == checkpoint.class_names
+        self.as_they_are = same_classes and self.loss_here == self.loss_there
+        converted = "" if self.loss_here == self.loss_there else f", from {self.loss_there} to {self.loss_here} loss"
+        self.reason = (
+            f"turned{converted.removeprefix(',')}"
+            if same_classes
+            else f"made anew for {len(class_names)} classes (there {len(checkpoint.class_names)}), "
+            f"rows of {len(self.pairs)} with the same name copied{converted if self.pairs else ''}"
+        )
+
+    def copy(self, ours: Tensor, theirs: Tensor) -> Tensor | None:
+        """`ours` with the rows that both know from `theirs`; None where they know none, or the anchors differ."""
+        per_cell, rest = divmod(len(ours), self.columns_here)
+        fits = not rest and len(theirs) == per_cell * self.columns_there and theirs.shape[1:] == ours.shape[1:]
+        if not self.pairs or not fits:
+            return None
+        here = ours.clone().unflatten(0, (per_cell, -1))
+        there = theirs.to(ours).unflatten(0, (per_cell, -1))
+        background = there[:, :1]
+        mine, other = ([label + 1 for label in side] for side in zip(*self.pairs, strict=True))
+        if self.loss_here == self.loss_there:
+            here[:, :1], here[:, mine] = background, there[:, other]
+        elif self.loss_here == "softmax":
+            here[:, :1], here[:, mine] = torch.zeros_like(background), there[:, other]
+        else:
+            here[:, mine] = there[:, other] - background
+        return here.flatten(0, 1)
+
+
+def _layer_of(name: str) -> str:
+    """The convolution, with its batch norm, that a tensor belongs to."""
+    layer = name.rpartition(".")[0]
+    return layer.removesuffix(".conv").removesuffix(".bn")
+
+
+def _anchor_notes(config: Config, checkpoint: Checkpoint) -> list[str]:
+    """What changes the anchors' sizes: boxes are multiples of them."""
+    ours, theirs = config.model, checkpoint.config.model
+    values = {
+        "input_hw": (theirs.input_hw, ours.input_hw),
+        "anchor_scales": (theirs.anchor_scales, ours.anchor_scales),
+        "taps": (theirs.taps, ours.taps),
+    }
+    changed = [f"{key} {_plain(there)} (here {_plain(here)})" for key, (there, here) in values.items() if there != here]
+    if not changed:
+        return []
+    return [f"boxes were learned with {', '.join(changed)}: they are off until they have learned the new anchors"]
+
+
+def _require_same_backbone(state: Mapping[str, Tensor], checkpoint: Checkpoint, *, source: Path) -> None:
     shared = [name for name in state if name.startswith("backbone.") and name in checkpoint.weights]
     for name in shared:
         ours, theirs = state[name].shape, checkpoint.weights[name].shape
         if ours != theirs:
+            alpha = f"{checkpoint.config.model.alpha:.10g}"
             raise CheckpointError(
                 f"{source}: does not fit: {name} is {list(theirs)} there and {list(ours)} in this model; the file has "
-                f"alpha {checkpoint.config.model.alpha:g}, so set model.alpha={checkpoint.config.model.alpha:g}"
+                f"alpha {alpha}, so set model.alpha={alpha}"
             )
-    if not any(state[name].ndim == 4 for name in shared):
-        raise CheckpointError(f"{source}: has no convolution of this model's backbone; are both MobileNetV1 blocks?")
-
-
-def _same_names(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
-    """Label here and label there of each class that both name."""
-    return [(label, theirs.index(name)) for label, name in enumerate(ours) if name in theirs]
-
-
-def _copy_rows(ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[int, int]], checkpoint: Checkpoint) -> Tensor | None:
-    """`ours` with the rows of the background and of `pairs` from `theirs`; None where the anchors differ."""
-    there = theirs.unflatten(0, (-1, len(checkpoint.class_names) + 1))
-    per_cell = len(there)
-    if len(ours) % per_cell or theirs.shape[1:] != ours.shape[1:]:
-        return None
-    here = ours.clone().unflatten(0, (per_cell, -1))
-    columns = [(0, 0), *((mine + 1, other + 1) for mine, other in pairs)]
-    mine, other = (list(side) for side in zip(*columns, strict=True))
-    here[:, mine] = there[:, other].to(here)
-    return here.flatten(0, 1)
+    if not any(name.startswith("backbone.blocks.") and state[name].ndim == 4 for name in shared):
+        raise CheckpointError(
+            f"{source}: has no convolution of this model's blocks; are both MobileNetV1 with model.separable alike?"
+        )
 
 
 def _plain(value: object) -> str:

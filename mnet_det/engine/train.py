@@ -23,7 +23,7 @@ from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData, read_coco_json
 from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
 from mnet_det.doctor import usable_cores
-from mnet_det.engine.checkpoint import Checkpoint, open_checkpoint
+from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from mnet_det.engine.evaluate import Scores, restrict, score_model
 from mnet_det.engine.pictures import picture_batch, picture_predictions
 from mnet_det.engine.run_log import Row, RunLog
@@ -193,7 +193,7 @@ def _require_same_classes(data: CocoData, val_data: CocoData) -> None:
 def _origin(config: Config, resume: Path | None, console: Console) -> Checkpoint | None:
     """The weights that a run goes on from or starts from, if any."""
     if resume is not None:
-        return open_checkpoint(resume)
+        return load_checkpoint(resume)
     return None if config.model.init is None else open_checkpoint(find_model(config.model.init, console=console))
 
 
@@ -212,8 +212,11 @@ def _start(
     if origin.folded:
         device = next(state.detector.parameters()).device
         batches = itertools.islice(loader, math.ceil(UNFOLD_IMAGES / config.train.batch_size))
-        images = unfold(state.detector, started, (batch.images.to(device) for batch in batches))
-        console.print(f"batch norm was folded in these weights; unfolded on {images} training images", highlight=False)
+        seen = unfold(state.detector, started, (batch.images.to(device) for batch in batches))
+        console.print(
+            f"batch norm was folded in these weights; unfolded on {min(seen, len(data))} training images",
+            highlight=False,
+        )
 
 
 def _train_epoch(

@@ -15,15 +15,15 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum = torch.zeros(())
-        self.squares = torch.zeros(())
+        self.sum = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Count one output [B, C, H, W] (a forward hook)."""
-        values = output.detach().double()
+        values = output.detach().cpu().double()  # on the CPU: Apple's GPUs have no float64
         self.count += values.numel() // values.shape[1]
-        self.sum = self.sum.to(values) + values.sum(dim=(0, 2, 3))
-        self.squares = self.squares.to(values) + values.square().sum(dim=(0, 2, 3))
+        self.sum = self.sum + values.sum(dim=(0, 2, 3))
+        self.squares = self.squares + values.square().sum(dim=(0, 2, 3))
 
     @property
     def mean(self) -> Tensor:
@@ -82,8 +82,11 @@ def _keep_outputs(bn: nn.BatchNorm2d, measured: _Moments) -> None:
     """
     assert bn.running_mean is not None
     assert bn.running_var is not None
-    gain = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-    shift = bn.bias.double() - gain * bn.running_mean.double()
+    weight, bias, mean, variance = (
+        tensor.detach().cpu().double() for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    )
+    gain = weight / (variance + bn.eps).sqrt()
+    shift = bias - gain * mean
     bn.running_mean.copy_(measured.mean)
     bn.running_var.copy_(measured.variance)
     bn.weight.copy_(gain * (measured.variance + bn.eps).sqrt())

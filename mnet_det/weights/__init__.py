@@ -60,6 +60,6 @@ def read_labels(path: Path) -> list[str]:
         DataError: the file cannot be read as text.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").strip("\r\n").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a list of labels ({error})") from None

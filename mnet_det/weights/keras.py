@@ -66,7 +66,7 @@ def _read_layers(path: Path) -> Layers:
             group = file.get("model_weights", file)  # a whole saved model keeps its weights one level down
             names = map(_text, group.attrs["layer_names"])
             layers = {name: _arrays(group[name]) for name in names}
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:  # as damage has it
         raise CheckpointError(
             f"not weights in Keras' HDF5 layout ({error}); expected a file of Keras Applications, such as "
             "mobilenet_5_0_160_tf.h5"
@@ -111,7 +111,7 @@ def _take(layers: Layers, name: str) -> dict[str, Tensor]:
 
 def _side(path: Path) -> int:
     """The resolution that the file's name tells; the file itself holds none."""
-    found = re.search(r"_(\d{2,3})_tf", path.name)
+    found = re.search(r"_(\d{3})_tf", path.name)
     return int(found[1]) if found else 224
 
 

@@ -18,6 +18,11 @@ from mnet_det.models.mobilenet_v1 import BLOCKS, scale_channels
 Kind = Literal["detector", "classifier", "backbone"]
 Weights = dict[str, Tensor]
 
+NO_NAMES = (
+    "has {outputs} outputs and no names for them; give them with `mnet-det weights import … --labels FILE`, one a "
+    "line, the background first"
+)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -68,9 +73,9 @@ def backbone_layers() -> list[str]:
 def likely_alpha(last_channels: int) -> float:
     """The width multiplier of a network whose last block has so many channels: the shortest number that gives them."""
     base = BLOCKS[13][0]
-    exact = last_channels / base
-    candidates = (round(exact, digits) for digits in range(5))
-    return next((alpha for alpha in candidates if alpha > 0 and scale_channels(base, alpha) == last_channels), exact)
+    scales = (10**digits for digits in range(8))
+    upward = (math.ceil(last_channels * scale / base) / scale for scale in scales)
+    return next(alpha for alpha in upward if scale_channels(base, alpha) == last_channels)
 
 
 def require_fit(published: Published) -> Published:
@@ -86,7 +91,7 @@ def require_fit(published: Published) -> Published:
             has = "nothing for it" if came is None else f"{list(came.shape)}"
             raise CheckpointError(
                 f"not MobileNetV1 as we know it: {name} should be {list(tensor.shape)} at alpha "
-                f"{published.model.alpha:g} (the likely one, from its last block), the file has {has}"
+                f"{published.model.alpha:.10g} (the likely one, from its last block), the file has {has}"
             )
     strangers = sorted(set(published.weights) - set(expected) - {"stored_anchors"})
     if strangers:
@@ -111,10 +116,7 @@ def foreground(labels: Sequence[str] | None, outputs: int, known: Sequence[str] 
     if labels is None:
         labels = known if known is not None and len(known) == outputs else None
     if labels is None:
-        raise CheckpointError(
-            f"has {outputs} outputs and no names for them; give them with `mnet-det weights import … "
-            "--labels FILE`, one a line, the background first"
-        )
+        raise CheckpointError(NO_NAMES.format(outputs=outputs))
     if len(labels) == outputs - 1:
         labels = ["background", *labels]
     if len(labels) != outputs:
@@ -131,6 +133,8 @@ def class_names(labels: Sequence[str] | None, outputs: int) -> tuple[str, ...]:
     """
     names = tuple(labels) if labels is not None else imagenet_names()
     names = names[1:] if len(names) == outputs + 1 else names
+    if labels is None and len(names) != outputs:
+        raise CheckpointError(NO_NAMES.format(outputs=outputs))
     if len(names) != outputs:
         raise CheckpointError(f"has {outputs} classes, the list has {len(names)} labels")
     return names

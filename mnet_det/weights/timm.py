@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def read_timm(path: Path, *, labels: Sequence[str] | None = None) -> Published:
     names: tuple[str, ...] = ()
     if "classifier.weight" in weights:
         names = class_names(labels, len(weights["classifier.weight"]))
-    found = re.search(r"_r(\d+)", path.name)
+    found = re.search(r"_r(\d{3})(?!\d)", path.name)
     side = int(found[1]) if found else 224
     published = Published(
         kind="classifier" if names else "backbone",
@@ -87,7 +88,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script saves its arguments too
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot be read ({reason[:120]}); is the file whole?") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,12 +73,41 @@ def test_classes_without_a_common_name_leave_the_class_layers_random() -> None:
     assert "made anew for 2 classes (there 3), rows of 0 with the same name copied" in str(start)
 
 
-def test_class_layers_of_another_loss_are_made_anew() -> None:
-    """A column that was one of a softmax means nothing as a sigmoid."""
-    ours, origin = detector("abc", "model.class_loss=focal"), checkpoint("abc")
-    start = start_from(ours, origin, config("model.class_loss=focal"), class_names="abc", source=SOURCE)
-    assert len(start.loaded) == start.total - 12
-    assert start.left == ("12 of class_predictors made anew, as they were trained with class_loss softmax",)
+def trained(origin: Checkpoint, *, background: float) -> Checkpoint:
+    """With class biases as training leaves them: every class unlikely nearly everywhere, each in its own measure."""
+    generator = torch.Generator().manual_seed(2)
+    columns = len(origin.class_names) + 1
+    weights = dict(origin.weights)
+    for name in (f"class_predictors.{number}.bias" for number in range(6)):
+        rows = torch.randn(len(weights[name]) // columns, columns, generator=generator) - 3
+        rows[:, 0] += background
+        weights[name] = rows.flatten()
+    return replace(origin, weights=weights)
+
+
+def noise() -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_sigmoids_become_a_softmax_with_nearly_the_same_scores() -> None:
+    """The recipe's softmax threw away all that the published detector, of sigmoids, knew of the classes."""
+    ours, origin = detector("abc"), trained(checkpoint("abc", "model.class_loss=focal"), background=0)
+    start = start_from(ours, origin, config(), class_names="abc", source=SOURCE)
+    assert start.notes == ("12 of class_predictors turned from focal to softmax loss",)
+    assert len(start.loaded) == start.total
+    theirs = origin.build()(noise()).scores
+    assert (ours.eval()(noise()).scores - theirs).abs().mean() < 0.01
+    assert theirs.std() > 0.04  # they differ by much more, so that being near them says something
+
+
+def test_a_softmax_becomes_sigmoids_with_nearly_the_same_scores() -> None:
+    focal = ("model.class_loss=focal",)
+    ours, origin = detector("ba", *focal), trained(checkpoint("abc"), background=4)
+    start = start_from(ours, origin, config(*focal), class_names="ba", source=SOURCE)
+    assert "rows of 2 with the same name copied, from softmax to focal loss" in str(start)
+    theirs = origin.build()(noise()).scores[..., [1, 0]]
+    assert (ours.eval()(noise()).scores - theirs).abs().mean() < 0.01
+    assert theirs.std() > 0.02
 
 
 def test_a_classifier_gives_its_backbone() -> None:
@@ -86,7 +116,7 @@ def test_a_classifier_gives_its_backbone() -> None:
     ours = detector("ab")
     start = start_from(ours, origin, config(), class_names="ab", source=SOURCE)
     assert start.loaded == {name for name in ours.state_dict() if name.startswith("backbone.")}
-    assert start.left == (
+    assert start.notes == (
         "48 of extras not in the file",  # four maps of two layers, each a convolution and five tensors of batch norm
         "12 of class_predictors not in the file",
         "12 of box_predictors not in the file",
@@ -112,10 +142,38 @@ def test_another_width_is_refused_with_the_first_tensor_and_the_width() -> None:
 
 
 def test_another_kind_of_block_is_refused() -> None:
+    """Every network has the same stem: a third of the tensors was loaded, and the blocks stayed random."""
     ours, origin = detector("ab"), checkpoint("ab", "model.separable=false")
-    origin = replace(origin, weights={k: v for k, v in origin.weights.items() if ".stem." not in k})
-    with pytest.raises(CheckpointError, match="has no convolution of this model's backbone"):
+    with pytest.raises(CheckpointError, match=r"no convolution of this model's blocks; .* model\.separable alike"):
         start_from(ours, origin, config(), class_names="ab", source=SOURCE)
+
+
+def test_layers_of_another_shape_are_left_whole_and_counted_once() -> None:
+    """Batch norm of a layer was taken though its convolution did not fit; each tensor had a sentence of its own."""
+    words = ("model.taps=[9,11]",)
+    ours, origin = detector("ab", *words), checkpoint("ab")
+    start = start_from(ours, origin, config(*words), class_names="ab", source=SOURCE)
+    assert not any(name.startswith("extras.0.reduce.") for name in start.loaded)
+    (shape, *_) = [note for note in start.notes if "of extras of another shape" in note]
+    assert shape == (
+        "6 of extras of another shape, such as extras.0.reduce.conv.weight: [25, 102, 1, 1] there, [25, 51, 1, 1] here"
+    )
+    assert any(note.startswith("boxes were learned with taps [11,13] (here [9,11])") for note in start.notes)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model.rho=1.5", r"input_hw \[64,64\] \(here \[96,96\]\)"),
+        ("model.anchor_scales=[0.1,0.9]", r"anchor_scales \[0\.2,0\.95\] \(here \[0\.1,0\.9\]\)"),
+    ],
+)
+def test_other_anchors_are_said(word: str, said: str) -> None:
+    """From the published detector at rho 1.5, every box came out half as large again, without a word."""
+    ours, origin = detector("ab", word), checkpoint("ab")
+    start = start_from(ours, origin, config(word), class_names="ab", source=SOURCE)
+    assert len(start.loaded) == start.total
+    assert re.search(rf"^boxes were learned with {said}: they are off until", start.notes[-1])
 
 
 def test_what_the_weights_need_is_taken_over_and_said() -> None:

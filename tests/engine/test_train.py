@@ -469,7 +469,6 @@ def test_eight_real_images_are_learned_by_heart(shared: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_published_detector_learns_blood_cells_in_five_epochs(shared: Path, tmp_path: Path) -> None:
-    """From random weights the same five epochs give less than half of it."""
     root = Path(__file__).parents[2]
     command = [sys.executable, root / "tools" / "bccd_to_coco.py", shared / "data" / "bccd", tmp_path / "bccd"]
     subprocess.run(command, check=True)

@@ -65,6 +65,13 @@ def backbone(**changes: torch.Tensor | None) -> Published:
     return Published("backbone", model, (), (), kept, folded=False)
 
 
+def test_the_likely_alpha_gives_the_channels_at_any_width() -> None:
+    """Rounded to the nearest, the advice for a tenth of all widths did not fit the file it was given for."""
+    for channels in range(8, 2049):
+        assert scale_channels(1024, float(f"{likely_alpha(channels):.10g}")) == channels
+    assert [likely_alpha(channels) for channels in (102, 256, 307, 512, 768, 1280)] == [0.1, 0.25, 0.3, 0.5, 0.75, 1.25]
+
+
 def test_a_network_with_every_tensor_passes() -> None:
     published = backbone()
     assert require_fit(published) is published
@@ -182,3 +189,8 @@ def test_labels_are_lines_of_text(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"\xff\xfe\x00cat")
     with pytest.raises(DataError, match="cannot be read as a list of labels"):
         read_labels(tmp_path / "labels.txt")
+
+
+def test_a_mark_at_the_start_and_an_empty_line_at_the_end_are_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes("\ufeffcat\r\ndog\r\n\r\n".encode())
+    assert read_labels(tmp_path / "labels.txt") == ["cat", "dog"]

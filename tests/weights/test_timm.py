@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,24 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"not a state dict|not timm's MobileNetV1"):
         read_timm(tmp_path / "model.pth")
+
+
+def test_what_timms_own_training_script_saves_is_read(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """Its arguments lie beside the weights: the whole file was called damaged."""
+    torch.save(
+        {"state_dict": state, "args": argparse.Namespace(model="mobilenetv1_100"), "epoch": 3}, tmp_path / "x.pth"
+    )
+    assert read_timm(tmp_path / "x.pth", labels=TEN).kind == "classifier"
+
+
+def test_a_revision_in_the_name_is_no_resolution(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """`mobilenetv1_r2.pth` was a traceback: an input of 2x2 pixels."""
+    torch.save(state, tmp_path / "mobilenetv1_r2.pth")
+    assert read_timm(tmp_path / "mobilenetv1_r2.pth", labels=TEN).model.base_hw == (224, 224)
+
+
+def test_classes_without_names_ask_for_labels(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"has 10 outputs and no names for them; .*--labels FILE"):
+        read_timm(tmp_path / "x.pth")
+    assert read_timm(tmp_path / "x.pth", labels=["background", *TEN]).class_names == tuple(TEN)
