@@ -81,12 +81,14 @@ def start_from(
         part = layer.partition(".")[0]
         ours = {name: state[name] for name in names}
         theirs = {name: checkpoint.weights[name] for name in names if name in checkpoint.weights}
-        different = next((name for name in theirs if theirs[name].shape != ours[name].shape), None)
+        by_rows = layer in detector.class_layers and not rows.as_they_are
+        fits = rows.fit if by_rows else _same_shape
+        different = next((name for name in theirs if not fits(ours[name], theirs[name])), None)
         if len(theirs) < len(ours):
             reasons.setdefault(f"of {part} not in the file", []).extend(names)
-        elif layer in detector.class_layers and not rows.as_they_are:
-            copied = {name: rows.copy(ours[name], theirs[name]) for name in names}
-            loaded |= {name: tensor for name, tensor in copied.items() if tensor is not None}
+        elif by_rows and (different is None or not rows.pairs):
+            if rows.pairs:
+                loaded |= {name: rows.copy(ours[name], theirs[name]) for name in names}
             reasons.setdefault(f"of {part} {rows.reason}", []).extend(names)
         elif different is not None:
             reason = f"of {part} of another shape"
@@ -143,14 +145,15 @@ class _ClassRows:
             f"rows of {len(self.pairs)} with the same name copied{converted if self.pairs else ''}"
         )
 
-    def copy(self, ours: Tensor, theirs: Tensor) -> Tensor | None:
-        """`ours` with the rows that both know from `theirs`; None where they know none, or the anchors differ."""
+    def fit(self, ours: Tensor, theirs: Tensor) -> bool:
+        """Whether both have as many anchors a cell, on as many channels."""
         per_cell, rest = divmod(len(ours), self.columns_here)
-        fits = not rest and len(theirs) == per_cell * self.columns_there and theirs.shape[1:] == ours.shape[1:]
-        if not self.pairs or not fits:
-            return None
-        here = ours.clone().unflatten(0, (per_cell, -1))
-        there = theirs.to(ours).unflatten(0, (per_cell, -1))
+        return not rest and len(theirs) == per_cell * self.columns_there and theirs.shape[1:] == ours.shape[1:]
+
+    def copy(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """`ours` with the rows of `pairs`, of which there must be some, from `theirs`, which must fit."""
+        here = ours.clone().unflatten(0, (-1, self.columns_here))
+        there = theirs.to(ours).unflatten(0, (-1, self.columns_there))
         background = there[:, :1]
         mine, other = ([label + 1 for label in side] for side in zip(*self.pairs, strict=True))
         if self.loss_here == self.loss_there:
@@ -160,6 +163,10 @@ class _ClassRows:
         else:
             here[:, mine] = there[:, other] - background
         return here.flatten(0, 1)
+
+
+def _same_shape(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape
 
 
 def _layer_of(name: str) -> str:

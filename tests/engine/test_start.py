@@ -161,6 +161,18 @@ def test_layers_of_another_shape_are_left_whole_and_counted_once() -> None:
     assert any(note.startswith("boxes were learned with taps [11,13] (here [9,11])") for note in start.notes)
 
 
+def test_class_layers_on_other_maps_are_left_whole_too() -> None:
+    """Of a predictor on other channels the bias was taken, and the weight stayed random: COCO's biases on noise."""
+    words = ("model.taps=[5,13]",)  # 25 channels at this width where block 11 has 51
+    ours, origin = detector("xca", *words), checkpoint("abc")
+    start = start_from(ours, origin, config(*words), class_names="xca", source=SOURCE)
+    assert not {"class_predictors.0.weight", "class_predictors.0.bias"} & start.loaded
+    assert {"class_predictors.1.weight", "class_predictors.1.bias"} <= start.loaded
+    assert "10 of class_predictors made anew for 3 classes" in str(start)
+    shapes = r"2 of class_predictors of another shape, such as class_predictors\.0\.weight: \[12, 51, .* \[12, 25,"
+    assert re.search(shapes, str(start))
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
