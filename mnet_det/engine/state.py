@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mnet_det.config import Config
 from mnet_det.data.coco import CocoData
-from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mnet_det.engine.checkpoint import Checkpoint, save_checkpoint
 from mnet_det.engine.schedule import build_optimizer, build_schedule
 from mnet_det.errors import CheckpointError
 from mnet_det.files import whole_file
@@ -88,34 +88,34 @@ def save_state(state: State, config: Config, data: CocoData, out: Path, *, best:
     save_checkpoint(last, Checkpoint(config, data.class_names, data.category_ids, weights, training))
 
 
-def restore_state(state: State, path: Path, config: Config, data: CocoData) -> None:
-    """Bring `state` to where a checkpoint left off.
+def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: CocoData, *, source: Path) -> None:
+    """Bring `state` to where a checkpoint left off; `source` names its file in errors.
 
     Raises:
-        CheckpointError: the file is no `last.pt`, or its model, optimiser or classes are not this run's.
+        CheckpointError: it is no `last.pt`, or its model, optimiser or classes are not this run's.
     """
-    checkpoint = load_checkpoint(path)
     saved: dict[str, Any] | None = checkpoint.training
     if saved is None:
         raise CheckpointError(
-            f"{path}: holds weights only; resume from last.pt, or start from it with model.init={path}"
+            f"{source}: holds weights only; resume from last.pt, or start from it with model.init={source}"
         )
     if checkpoint.class_names != data.class_names:
         raise CheckpointError(
-            f"{path}: was trained on {len(checkpoint.class_names)} classes ({_few(checkpoint.class_names)}), the data "
-            f"have {len(data.class_names)} ({_few(data.class_names)}); start from it with model.init={path} instead"
+            f"{source}: was trained on {len(checkpoint.class_names)} classes ({_few(checkpoint.class_names)}), "
+            f"the data have {len(data.class_names)} ({_few(data.class_names)}); "
+            f"start from it with model.init={source} instead"
         )
     ours, theirs = _kept_settings(config), _kept_settings(checkpoint.config)
     differing = [f"{key}={theirs[key]} (now {ours[key]})" for key in ours if ours[key] != theirs[key]]
     if differing:
-        raise CheckpointError(f"{path}: was trained with {', '.join(differing)}; resume with its own settings")
+        raise CheckpointError(f"{source}: was trained with {', '.join(differing)}; resume with its own settings")
     if saved["steps_per_epoch"] != state.steps_per_epoch:
         raise CheckpointError(
-            f"{path}: an epoch had {saved['steps_per_epoch']} steps, now it has {state.steps_per_epoch}; resume with "
-            f"the same images and train.batch_size, or start from it with model.init={path}"
+            f"{source}: an epoch had {saved['steps_per_epoch']} steps, now it has {state.steps_per_epoch}; resume with "
+            f"the same images and train.batch_size, or start from it with model.init={source}"
         )
     if (saved["average"] is None) != (state.average is None):
-        raise CheckpointError(f"{path}: was trained with train.ema={checkpoint.config.train.ema}; resume with that")
+        raise CheckpointError(f"{source}: was trained with train.ema={checkpoint.config.train.ema}; resume with that")
     state.detector.load_state_dict(saved["detector"])
     if state.average is not None:
         state.average.load_state_dict(saved["average"])

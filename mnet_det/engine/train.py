@@ -101,10 +101,11 @@ def train(
         device=device,
         scale_loss=_autocast_type(config, device) is torch.float16,
     )
-    if resume is not None:
-        restore_state(state, resume, config, data)
+    if origin is not None and resume is not None:
+        restore_state(state, origin, config, data, source=resume)
     elif origin is not None:
         _start(state, origin, config, data, loader, console)
+    del origin  # as large as the run's own state, and of no more use
     if state.epoch >= config.train.epochs:
         raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
     write_text(out / "config.yaml", config.to_yaml())

@@ -144,7 +144,7 @@ def test_a_restored_run_is_where_it_was(
     state.epoch, state.best_ap = 1, 0.25
     save_state(state, config, data, tmp_path, best=False)
     restored = start(config, seed=7)
-    restore_state(restored, tmp_path / "last.pt", config, data)
+    restore_state(restored, load_checkpoint(tmp_path / "last.pt"), config, data, source=tmp_path / "last.pt")
     assert (restored.epoch, restored.best_ap) == (1, 0.25)
     for _ in range(2):
         for part in ("detector", "to_score", "optimizer", "schedule"):
@@ -163,7 +163,7 @@ def test_a_run_does_not_go_on_with_other_settings(
     """
     config = load_config(None, [*toy_words, *words])
     with pytest.raises(CheckpointError, match=message):
-        restore_state(start(config), toy_run / "last.pt", config, data)
+        restore_state(start(config), load_checkpoint(toy_run / "last.pt"), config, data, source=toy_run / "last.pt")
 
 
 def test_more_epochs_and_another_device_setting_are_no_other_run(
@@ -171,7 +171,7 @@ def test_more_epochs_and_another_device_setting_are_no_other_run(
 ) -> None:
     config = load_config(None, [*toy_words, "train.epochs=9", "train.device=auto", "data.workers=1"])
     state = start(config)
-    restore_state(state, toy_run / "last.pt", config, data)
+    restore_state(state, load_checkpoint(toy_run / "last.pt"), config, data, source=toy_run / "last.pt")
     assert state.epoch == 2
 
 
@@ -181,12 +181,12 @@ def test_a_run_does_not_go_on_with_other_classes(
     fewer = open_data(load_config(None, [*toy_words, "data.classes=[disc,ring]"]).data, "val")
     message = r"was trained on 6 classes \(disc, ring, square, …\), the data have 2 \(disc, ring\); start from it with "
     with pytest.raises(CheckpointError, match=message):
-        restore_state(start(config), toy_run / "last.pt", config, fewer)
+        restore_state(start(config), load_checkpoint(toy_run / "last.pt"), config, fewer, source=toy_run / "last.pt")
 
 
 def test_weights_alone_are_no_run_to_go_on_with(config: Config, data: CocoData, toy_run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"best\.pt: holds weights only; resume from last\.pt, or start from it"):
-        restore_state(start(config), toy_run / "best.pt", config, data)
+        restore_state(start(config), load_checkpoint(toy_run / "best.pt"), config, data, source=toy_run / "best.pt")
 
 
 def test_where_the_weights_once_started_from_does_not_matter(
@@ -194,13 +194,13 @@ def test_where_the_weights_once_started_from_does_not_matter(
 ) -> None:
     """A run started with model.init=x.pt could only be resumed with the same word, which resuming does not read."""
     config = load_config(None, [*toy_words, "model.init=gone.pt"])
-    restore_state(start(config), toy_run / "last.pt", config, data)
+    restore_state(start(config), load_checkpoint(toy_run / "last.pt"), config, data, source=toy_run / "last.pt")
 
 
 def test_a_run_without_loss_scaling_goes_on_with_it(config: Config, data: CocoData, toy_run: Path) -> None:
     """Restoring the scaler's empty state raised RuntimeError: a run begun on a CPU could not go on in fp16."""
     state = start(config, scale_loss=True)
-    restore_state(state, toy_run / "last.pt", config, data)
+    restore_state(state, load_checkpoint(toy_run / "last.pt"), config, data, source=toy_run / "last.pt")
     assert state.scaler.is_enabled()
 
 
@@ -210,4 +210,4 @@ def test_a_run_does_not_go_on_with_other_data(config: Config, data: CocoData, to
         config, num_classes=len(data.class_names), steps_per_epoch=7, device=torch.device("cpu"), scale_loss=False
     )
     with pytest.raises(CheckpointError, match="an epoch had 3 steps, now it has 7; resume with the same images"):
-        restore_state(state, toy_run / "last.pt", config, data)
+        restore_state(state, load_checkpoint(toy_run / "last.pt"), config, data, source=toy_run / "last.pt")
