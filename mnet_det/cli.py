@@ -21,6 +21,8 @@ import typer  # noqa: E402
 from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 
 if TYPE_CHECKING:
+    from mnet_det.config import Config
+    from mnet_det.report.cost import Cost
     from mnet_det.runtime import Predictor
 
 app = typer.Typer(
@@ -89,7 +91,7 @@ def quickstart(
 @app.command()
 def info(
     words: Words = None,
-    head: Annotated[str | None, typer.Option(help="classifier, ssd or ssdlite.")] = None,
+    head: Annotated[str | None, typer.Option(help="classifier, ssd, ssdlite or faster_rcnn.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
     rho: Annotated[float | None, typer.Option(help="Resolution multiplier.")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="K; 80 unless given (1000 for the classifier).")] = None,
@@ -106,11 +108,11 @@ def info(
     from mnet_det.report.tables import print_cost
 
     path, overrides = _split(words)
-    base = {"classifier": 224, "ssd": 300, "ssdlite": 320}
+    base = {"classifier": 224, "ssd": 300, "ssdlite": 320, "faster_rcnn": 300}
     if head is not None and head not in base:
         raise typer.BadParameter(f"--head {head}: expected one of {', '.join(base)}")
     overrides += [f"model.{key}={value}" for key, value in (("alpha", alpha), ("rho", rho)) if value is not None]
-    if head in ("ssd", "ssdlite"):
+    if head not in (None, "classifier"):
         overrides.append(f"model.head={head}")
     if path is None or head == "classifier":  # no config says the size: the one that the papers give this head
         side = base[head or load_config(None, overrides).model.head]
@@ -301,6 +303,9 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file; beside the model unless given, or here.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images the network takes at a time.")] = 1,
     calibration: Annotated[Path | None, typer.Option(help="Folder of images to compare on.", metavar="DIR")] = None,
+    proposals: Annotated[
+        int | None, typer.Option(min=1, help="Of Faster R-CNN: how many regions its second stage looks at.")
+    ] = None,
 ) -> None:
     """A self-contained file that passed its own comparison with torch.
 
@@ -313,13 +318,22 @@ def export(
     file = _model_file(model)
     if out is None:
         out = file.with_suffix(".onnx") if file == Path(model) else Path(f"{model}.onnx")
-    print(export_onnx(file, out, images=calibration, batch=batch))
+    print(export_onnx(file, out, images=calibration, batch=batch, proposals=proposals))
     print(f"wrote {out}")
 
 
 @app.command()
 def bench(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]…", help=MODEL_HELP)] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]… [CONFIG]… [KEY=VALUE]…",
+            help=f"{MODEL_HELP} A config (.yaml) is measured with random weights.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Put each config on each of these backbones, such as mobilenet_v1,vgg16.")
+    ] = None,
     alpha: Annotated[str | None, typer.Option(help="Widths of SSD300 with random weights, such as 1,0.75,0.5.")] = None,
     rho: Annotated[str, typer.Option(help="Resolutions of the same.")] = "1",
     runtime: Annotated[str, typer.Option(help="One or several of auto, openvino, onnxruntime, torch.")] = "auto",
@@ -332,22 +346,32 @@ def bench(
     """
     from dataclasses import asdict
 
-    from mnet_det.engine.bench import run_bench
+    from mnet_det.engine.bench import recipes_to_measure, run_bench, widths_to_measure
     from mnet_det.files import write_json
     from mnet_det.report.tables import print_bench
     from mnet_det.runtime.benchmark import machine
 
+    settings = [word for word in words or [] if "=" in word]
+    files = [word for word in words or [] if "=" not in word]
+    recipes = [Path(word) for word in files if Path(word).suffix in (".yaml", ".yml")]
+    if (settings or backbone) and not recipes:
+        raise typer.BadParameter("settings and --backbone are for config files (.yaml); give one")
+    models = [word for word in files if Path(word) not in recipes]
+    configs = recipes_to_measure(recipes, backbones=_names(backbone), settings=settings)
+    configs |= widths_to_measure(_numbers("alpha", alpha or ("" if files else "1")), _numbers("rho", rho))
+    costs = _costs(configs) if configs else {}
     rows = run_bench(
-        models or [],
-        alphas=_numbers("alpha", alpha or ("" if models else "1")),
-        rhos=_numbers("rho", rho),
-        runtimes=[name.strip() for name in runtime.split(",")],
+        models,
+        configs=configs,
+        runtimes=_names(runtime),
         threads=threads,
         load=_load,
     )
     if json is not None:
-        write_json(json, {"machine": machine(), "rows": [asdict(row) for row in rows]})
-    print_bench(_console(), machine(), rows)
+        counted = {name: {"mult_adds": cost.mult_adds, "params": cost.params} for name, cost in costs.items()}
+        content = [asdict(row) | counted.get(row.model, {}) for row in rows]
+        write_json(json, {"machine": machine(), "rows": content})
+    print_bench(_console(), machine(), rows, costs=costs)
 
 
 @app.command()
@@ -498,6 +522,21 @@ def _numbers(name: str, text: str) -> list[float]:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
         raise typer.BadParameter(f"--{name} {text}: expected numbers with commas between, such as 1,0.5") from None
+
+
+def _costs(configs: dict[str, Config]) -> dict[str, Cost]:
+    from mnet_det.engine.bench import CLASSES
+    from mnet_det.models import build_detector
+    from mnet_det.report.cost import count_cost
+
+    def cost(config: Config) -> Cost:
+        return count_cost(lambda: build_detector(config.model, num_classes=CLASSES), input_hw=config.model.input_hw)
+
+    return {name: cost(config) for name, config in configs.items()}
+
+
+def _names(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def _model_file(word: str) -> Path:

@@ -37,6 +37,28 @@ NotNegativeFloat = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 PositiveInt = Annotated[Int, Field(ge=1)]
 NotNegativeInt = Annotated[Int, Field(ge=0)]
+
+
+def _known_backbone(value: str) -> str:
+    """Refuse a backbone that nobody has heard of; whether timm has a name, only timm can say."""
+    if value in BACKBONES or (value.startswith("timm:") and value != "timm:"):
+        return value
+    near = difflib.get_close_matches(value, BACKBONES, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected timm:NAME or one of {', '.join(BACKBONES)}"
+    raise ValueError(f"no such backbone; {hint}")
+
+
+BACKBONES = (
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "vgg16",
+    "googlenet",
+    "inception_v3",
+    "squeezenet",
+)
+"""Beside these, `timm:NAME` is any network of timm that gives its feature maps."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path in which `~` is the home folder; no shell expands it inside `data.root=~/coco`."""
 
@@ -48,26 +70,37 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The network. `alpha` scales its channels, `rho` its input size and never its weights."""
 
-    head: Literal["ssd", "ssdlite"] = "ssd"
-    backbone: Literal["mobilenet_v1"] = "mobilenet_v1"
+    head: Literal["ssd", "ssdlite", "faster_rcnn"] = "ssd"
+    backbone: Annotated[str, AfterValidator(_known_backbone)] = "mobilenet_v1"
     alpha: PositiveFloat = 1.0
     rho: PositiveFloat = 1.0
     base_hw: tuple[PositiveInt, PositiveInt] = (300, 300)
     resize: Literal["stretch", "letterbox"] = "stretch"
     init: UserPath | None = Field(default=None, description="published name or weights file to start training from")
-    taps: tuple[PositiveInt, ...] = (11, 13)  # the last block at stride 16 and the last at stride 32, as in the paper
+    taps: tuple[Int | str, ...] | None = Field(default=None, description="maps of the backbone; its own choice if null")
     padding: Literal["symmetric", "same"] = "symmetric"
     activation: Literal["relu6", "relu"] = "relu6"
     pixel_mean: tuple[Float, Float, Float] = (127.5, 127.5, 127.5)  # RGB, subtracted from 0…255
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (127.5, 127.5, 127.5)  # RGB, divided by
     separable: bool = True
     shallow: bool = False
+    reduced_tail: bool = False  # of MobileNetV3: its last layers at half their width, as its detectors have them
     bn_eps: PositiveFloat = 1e-3
     bn_momentum: PositiveFloat = 0.03
+    # SSD and SSDLite
     anchor_scales: tuple[Fraction, Fraction] = (0.2, 0.95)
+    reduce_boxes_in_lowest_layer: bool = True  # three anchors a cell on the first map and not six, as TensorFlow has it
+    predictor_kernel: Literal[1, 3] = 1
     class_loss: Literal["softmax", "focal"] = "softmax"
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
     box_weight: PositiveFloat = 1.0
+    # Faster R-CNN
+    fpn: bool = False
+    anchor_sizes: tuple[PositiveFloat, ...] = Field(default=(32, 64, 128, 256), min_length=1, description="pixels")
+    proposals: PositiveInt = 300
+    train_proposals: PositiveInt = 1000
+    roi_samples: PositiveInt = 64
+    shared_boxes: bool = False
 
     @property
     def input_hw(self) -> tuple[int, int]:
@@ -84,6 +117,18 @@ class ModelConfig(_Section):
             )
         if not self.anchor_scales[0] < self.anchor_scales[1]:
             raise ValueError(f"anchor_scales must rise, got {list(self.anchor_scales)}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_head(self) -> ModelConfig:
+        if self.head == "faster_rcnn":
+            if (self.class_loss, self.box_loss) != ("softmax", "smooth_l1"):
+                raise ValueError(
+                    "faster_rcnn is trained with class_loss softmax and box_loss smooth_l1, "
+                    f"got {self.class_loss} and {self.box_loss}"
+                )
+        elif self.fpn:
+            raise ValueError(f"fpn goes with head faster_rcnn, not with {self.head}")
         return self
 
 

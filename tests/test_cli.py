@@ -534,7 +534,7 @@ def test_export_that_fails_its_comparison_is_exit_status_1(
     from mnet_det.engine import export
 
     monkeypatch.setattr(export, "write_onnx", lambda d, m, path, *, batch: shutil.copyfile(toy_model, path))
-    monkeypatch.setattr(export, "compare", lambda *_: export.Parity(8, 30, 12.0, 0.5))
+    monkeypatch.setattr(export, "compare", lambda *_, **__: export.Parity(8, 30, 12.0, 0.5))
     answer = cli("export", toy_run / "best.pt", "--format", "onnx", "--out", "model.onnx")
     assert_explained(answer, "not kept, the exported model differs from torch: 12 px (at most 0.5)", here)
 
@@ -552,6 +552,26 @@ def test_bench_writes_the_promised_keys(cli: Cli, toy_model: Path, tmp_path: Pat
         assert (row["alpha"], row["input_hw"], row["threads"]) == (0.1, [64, 64], 1)
         for stage in ("preprocess_ms", "network_ms", "postprocess_ms", "total_ms"):
             assert 0 < row[stage]["p50"] <= row[stage]["p95"]
+
+
+def test_bench_measures_a_config_with_random_weights_and_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(
+        "model: {head: faster_rcnn, fpn: true, alpha: 0.1, base_hw: [64, 64], proposals: 5}"
+    )
+    words = ["--backbone", "mobilenet_v1", "--threads", "1", "--json", tmp_path / "bench.json"]
+    answer = cli("bench", tmp_path / "tiny.yaml", "model.base_hw=[96,96]", *words)
+    assert answer.status == 0, answer.err
+    assert "G multiply-adds" in answer.out
+    (row,) = read(tmp_path / "bench.json")["rows"]
+    assert (row["model"], row["input_hw"]) == ("tiny on mobilenet_v1 (random weights)", [96, 96])
+    assert row["params"] > 13e6  # the fully connected layers of the second stage
+    assert row["mult_adds"] > 5 * 13e6  # run five times
+
+
+def test_bench_takes_settings_for_configs_only(cli: Cli, toy_model: Path, tmp_path: Path) -> None:
+    answer = cli("bench", toy_model, "model.alpha=0.5")
+    assert answer.status == 2
+    assert "settings and --backbone are for config files" in answer.err
 
 
 # doctor, toy, browse

@@ -1,10 +1,10 @@
-"""What `mnet-det bench` measures: given models, and SSD300 at any width with random weights."""
+"""What `mnet-det bench` measures: given models, and any config with random weights."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,11 +26,36 @@ LIVE_SCORE = 0.5
 """The demo's threshold: measured is what a person watches, not what AP needs."""
 
 
+def widths_to_measure(alphas: Sequence[float], rhos: Sequence[float]) -> dict[str, Config]:
+    """SSD300 at each width and resolution, by name."""
+    return {
+        f"ssd300 alpha {alpha:g} rho {rho:g} (random weights)": load_config(
+            None, [f"model.alpha={alpha}", f"model.rho={rho}"]
+        )
+        for alpha, rho in itertools.product(alphas, rhos)
+    }
+
+
+def recipes_to_measure(
+    recipes: Sequence[Path], *, backbones: Sequence[str] = (), settings: Sequence[str] = ()
+) -> dict[str, Config]:
+    """Each config file, on each of the backbones or on its own, by name.
+
+    Raises:
+        ConfigError: no such file, or a setting that does not fit.
+    """
+    if not backbones:
+        return {f"{recipe.stem} (random weights)": load_config(recipe, settings) for recipe in recipes}
+    return {
+        f"{recipe.stem} on {backbone} (random weights)": load_config(recipe, [*settings, f"model.backbone={backbone}"])
+        for recipe, backbone in itertools.product(recipes, backbones)
+    }
+
+
 def run_bench(
     models: Sequence[str | Path],
     *,
-    alphas: Sequence[float],
-    rhos: Sequence[float],
+    configs: Mapping[str, Config],
     runtimes: Sequence[str],
     threads: int | None,
     load: Load,
@@ -39,18 +64,17 @@ def run_bench(
 
     Args:
         models: model files, or names of published weights.
-        alphas: widths of SSD300 to measure with random weights as well (speed does not depend on their values).
-        rhos: its resolutions.
+        configs: networks to measure with random weights as well, by name (speed hardly depends on their values).
         runtimes: names that `load` knows.
         threads: how many to compute with; the runtimes' own choice unless given.
         load: `load(path, runtime=…, threads=…, score=…)` gives a predictor.
 
     Raises:
-        ConfigError: nothing to measure.
+        ConfigError: nothing to measure, or a network that cannot be built.
     """
-    if not models and not alphas:
-        raise ConfigError("nothing to measure: give a MODEL or --alpha")
-    with _random_models(alphas, rhos) as random_models:
+    if not models and not configs:
+        raise ConfigError("nothing to measure: give a MODEL, a config file or --alpha")
+    with _random_models(configs) as random_models:
         named: dict[str, str | Path] = {**{str(model): model for model in models}, **random_models}
         predictors = [
             (
@@ -73,14 +97,13 @@ def bench_images() -> list[Image]:
 
 
 @contextmanager
-def _random_models(alphas: Sequence[float], rhos: Sequence[float]) -> Iterator[dict[str, Path]]:
-    """Checkpoints of SSD300 at each width and resolution, each with its export beside it, until the block ends."""
+def _random_models(configs: Mapping[str, Config]) -> Iterator[dict[str, Path]]:
+    """A checkpoint of each config, with its export beside it, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         made = {}
-        for alpha, rho in itertools.product(alphas, rhos):
-            path = Path(folder) / f"{alpha:g}-{rho:g}.pt"
-            _write_random_model(load_config(None, [f"model.alpha={alpha}", f"model.rho={rho}"]), path)
-            made[f"ssd300 alpha {alpha:g} rho {rho:g} (random weights)"] = path
+        for number, (name, config) in enumerate(configs.items()):
+            made[name] = Path(folder) / f"{number}.pt"
+            _write_random_model(config, made[name])
         yield made
 
 

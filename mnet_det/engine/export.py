@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -14,7 +17,7 @@ import torch
 
 from mnet_det.config import Config
 from mnet_det.data.toy import draw_scene
-from mnet_det.engine.checkpoint import open_detector
+from mnet_det.engine.checkpoint import Checkpoint, open_detector
 from mnet_det.engine.torch_backend import TorchBackend, describe_checkpoint, fuse
 from mnet_det.errors import ConfigError, DataError, ExportError
 from mnet_det.files import whole_file
@@ -23,8 +26,8 @@ from mnet_det.models.detector import Detector
 from mnet_det.preprocess import Preprocessor
 from mnet_det.runtime.backends import INPUT_NAME, OUTPUT_NAMES, Backend, OpenVINOBackend
 from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata
-from mnet_det.runtime.postprocess import Thresholds
-from mnet_det.structures import FloatArray, Image
+from mnet_det.runtime.postprocess import Thresholds, postprocess_batch
+from mnet_det.structures import Candidates, Detections, FloatArray, Image
 
 MAX_BOX_PX = 0.5
 MAX_SCORE = 1e-3
@@ -34,6 +37,9 @@ COMPARED_SCORE = 0.05
 COUNTED_SCORE = 0.3
 WANTED_DETECTIONS = 20
 DRAWN_HW = (480, 640)
+MAX_UNPAIRED = 0.01
+"""Share of a two-stage detector's detections that may lack a partner. Where two proposals are nearly equal, rounding
+decides which one suppresses the other, and what is found there then rests on another region."""
 MIN_IMAGES, MAX_IMAGES = 8, 64
 """Images are compared until enough detections above 0.3 were; a blank page would agree with anything."""
 
@@ -46,7 +52,10 @@ class Parity:
         images: how many were compared.
         detections: how many detections above 0.3 torch found in them.
         box_px: the largest difference of a box side, in network pixels.
-        score: the largest difference of a probability, over all candidates.
+        score: the largest difference of a probability.
+        paired: detections that a two-stage detector's comparison rests on, of torch and of the export; 0 for SSD, whose
+            candidates are compared one by one.
+        unpaired: further ones, found by one of the two only.
         drawn: whether the images were drawn, the model's own not being at hand.
     """
 
@@ -54,7 +63,15 @@ class Parity:
     detections: int
     box_px: float
     score: float
+    paired: int = 0
+    unpaired: int = 0
     drawn: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the export may be kept."""
+        close = self.box_px <= MAX_BOX_PX and self.score <= MAX_SCORE  # NaN is not
+        return close and self.unpaired <= MAX_UNPAIRED * (self.paired + self.unpaired)
 
     def __str__(self) -> str:
         line = (
@@ -62,12 +79,16 @@ class Parity:
             f"{self.detections} detections above {COUNTED_SCORE}, boxes within {self.box_px:.2g} px, "
             f"scores within {self.score:.1g}"
         )
+        if self.paired or self.unpaired:
+            line += f"; {self.unpaired} of {self.paired + self.unpaired} detections found by one of the two only"
         if self.detections < WANTED_DETECTIONS:
             line += f" (fewer than {WANTED_DETECTIONS} detections prove little: is the model trained on such images?)"
         return line
 
 
-def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int = 1) -> Parity:
+def export_onnx(
+    path: Path, out: Path, *, images: Path | None = None, batch: int = 1, proposals: int | None = None
+) -> Parity:
     """Export a checkpoint.
 
     Args:
@@ -76,66 +97,145 @@ def export_onnx(path: Path, out: Path, *, images: Path | None = None, batch: int
         images: folder of images to compare on; without it the checkpoint's own validation images, and where those
             are not on this machine, drawn scenes.
         batch: images the network takes at a time.
+        proposals: regions that the second stage of Faster R-CNN looks at, if not as many as the config has.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConfigError: `out` is no `.onnx` file.
+        ConfigError: `out` is no `.onnx` file, or `proposals` for another head.
         DataError: `images` holds no image.
         ExportError: the exported model differs from torch.
     """
     if out.suffix.lower() != ".onnx":
         raise ConfigError(f"{out}: expected a name that ends in .onnx")
     checkpoint = open_detector(path)
+    if proposals is not None:
+        checkpoint = _with_proposals(checkpoint, proposals)
     metadata = describe_checkpoint(checkpoint, path)
     detector = checkpoint.build()
     compared, drawn = _images_to_compare(checkpoint.config, images)
     with whole_file(out) as temporary:
         write_onnx(detector, metadata, temporary, batch=batch)
-        parity = replace(compare(TorchBackend(detector, metadata), OpenVINOBackend(temporary), compared), drawn=drawn)
-        if not (parity.box_px <= MAX_BOX_PX and parity.score <= MAX_SCORE):  # so that NaN does not pass
+        backends = TorchBackend(detector, metadata), OpenVINOBackend(temporary)
+        parity = replace(compare(*backends, compared, batch=batch), drawn=drawn)
+        if not parity.holds:
             raise ExportError(
                 f"{out}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
-                f"{MAX_BOX_PX}), score {parity.score:.3g} (at most {MAX_SCORE}) on {parity.images} images"
+                f"{MAX_BOX_PX}), score {parity.score:.3g} (at most {MAX_SCORE}), {parity.unpaired} detections found "
+                f"by one of the two only, on {parity.images} images"
             )
     return parity
+
+
+def _with_proposals(checkpoint: Checkpoint, proposals: int) -> Checkpoint:
+    config = checkpoint.config
+    if config.model.head != "faster_rcnn":
+        raise ConfigError(f"--proposals {proposals}: only Faster R-CNN has proposals, this is {config.model.head}")
+    model = config.model.model_copy(update={"proposals": proposals})
+    return replace(checkpoint, config=config.model_copy(update={"model": model}))
 
 
 def write_onnx(detector: Detector, metadata: ModelMetadata, path: Path, *, batch: int = 1) -> None:
     """Write a detector, batch norm folded, with its metadata; not compared with anything."""
     example = torch.zeros((batch, 3, *metadata.input_hw), dtype=torch.uint8)
-    program = torch.onnx.export(
-        fuse(detector), (example,), input_names=[INPUT_NAME], output_names=list(OUTPUT_NAMES), verbose=False
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*create_unbacked_symint", FutureWarning)  # of torchvision's NMS
+        program = torch.onnx.export(
+            fuse(detector), (example,), input_names=[INPUT_NAME], output_names=list(OUTPUT_NAMES), verbose=False
+        )
     assert program is not None
     model = program.model_proto
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     onnx.save(model, path)
 
 
-def compare(reference: Backend, exported: Backend, images: Iterable[Image]) -> Parity:
-    """Compare two backends candidate by candidate, in network pixels, until enough detections were compared."""
+def compare(reference: Backend, exported: Backend, images: Iterable[Image], *, batch: int = 1) -> Parity:
+    """Compare two backends in network pixels, until enough detections were compared.
+
+    SSD's candidates are compared one by one. A two-stage detector's come in the order of their objectness, where near
+    ties change places; what it detects in the end is compared instead.
+
+    Args:
+        reference: the one that is right.
+        exported: the one to judge.
+        images: as many as are needed are taken.
+        batch: how many images go through the network together.
+    """
     preprocess = Preprocessor(reference.metadata.input_hw, mode=reference.metadata.resize)
-    seen = detections = 0
-    box_px = score = 0.0
-    thresholds = Thresholds.of(reference.metadata.model_copy(update={"score": COUNTED_SCORE}))
-    for image in images:
-        pixels = preprocess(image)[0][None]
+    own = Thresholds.of(reference.metadata)
+    counted = replace(own, score=COUNTED_SCORE)
+    total = Parity(0, 0, 0.0, 0.0)
+    images = iter(images)
+    while chunk := list(itertools.islice(images, batch)):
+        pixels = np.stack([preprocess(image)[0] for image in chunk])
         expected, found = reference.candidates(pixels), exported.candidates(pixels)
-        score = _worse(score, expected.scores - found.scores)
-        visible = expected.scores.max(axis=-1) >= COMPARED_SCORE  # [1, N]
-        if visible.any():
-            box_px = _worse(box_px, (expected.boxes_xyxy - found.boxes_xyxy)[visible])
-        detections += len(reference(pixels, thresholds)[0])
-        seen += 1
-        if seen >= MAX_IMAGES or (seen >= MIN_IMAGES and detections >= WANTED_DETECTIONS):
+        two_stages = reference.metadata.head == "faster_rcnn"
+        apart = _detections_apart(expected, found, own) if two_stages else _candidates_apart(expected, found)
+        total = Parity(
+            images=total.images + len(chunk),
+            detections=total.detections + sum(map(len, postprocess_batch(expected, counted))),
+            box_px=max(total.box_px, apart.box_px),
+            score=max(total.score, apart.score),
+            paired=total.paired + apart.paired,
+            unpaired=total.unpaired + apart.unpaired,
+        )
+        if total.images >= MAX_IMAGES or (total.images >= MIN_IMAGES and total.detections >= WANTED_DETECTIONS):
             break
-    return Parity(seen, detections, box_px, score)
+    return total
 
 
-def _worse(largest: float, difference: FloatArray) -> float:
-    """The larger of a difference so far and this one; NaN counts as infinite."""
-    here = float(np.abs(difference).max())
-    return math.inf if math.isnan(here) else max(largest, here)
+class _Apart(NamedTuple):
+    """How far two backends are apart on a few images; the fields are those of `Parity`."""
+
+    box_px: float
+    score: float
+    paired: int = 0
+    unpaired: int = 0
+
+
+def _candidates_apart(expected: Candidates, found: Candidates) -> _Apart:
+    visible = expected.scores.max(axis=-1) >= COMPARED_SCORE  # [B, N]
+    return _Apart(
+        box_px=_largest(expected.boxes_xyxy[visible] - found.boxes_xyxy[visible]),
+        score=_largest(expected.scores - found.scores),
+    )
+
+
+def _detections_apart(expected: Candidates, found: Candidates, own: Thresholds) -> _Apart:
+    # A partner may have a slightly lower score, and be one of a few more that are looked at.
+    sure = replace(own, score=COMPARED_SCORE)
+    likely = replace(own, score=COMPARED_SCORE - MAX_SCORE, max_detections=2 * own.max_detections)
+    pairs = [
+        pair
+        for one, other in ((expected, found), (found, expected))
+        for mine, theirs in zip(postprocess_batch(one, sure), postprocess_batch(other, likely), strict=True)
+        for pair in _nearest(mine, theirs)
+    ]
+    close = [pair for pair in pairs if pair[0] <= MAX_BOX_PX and pair[1] <= MAX_SCORE]
+    return _Apart(
+        box_px=max((box_px for box_px, _ in close), default=0.0),
+        score=max((score for _, score in close), default=0.0),
+        paired=len(close),
+        unpaired=len(pairs) - len(close),
+    )
+
+
+def _nearest(mine: Detections, theirs: Detections) -> list[tuple[float, float]]:
+    """Of each of `mine`, how far the nearest of `theirs` with the same label is: box sides in pixels, score."""
+    apart = np.abs(mine.boxes_xyxy[:, None] - theirs.boxes_xyxy).max(axis=-1, initial=0.0)  # [N, M]
+    apart[mine.labels[:, None] != theirs.labels] = np.inf
+    if not len(theirs):
+        return [(math.inf, math.inf)] * len(mine)
+    best = apart.argmin(axis=1)
+    return [
+        (float(apart[row, column]), abs(float(mine.scores[row]) - float(theirs.scores[column])))
+        for row, column in enumerate(best)
+    ]
+
+
+def _largest(difference: FloatArray) -> float:
+    """The largest size of a difference; NaN counts as infinite, and nothing as 0."""
+    largest = float(np.abs(difference).max(initial=0.0))
+    return math.inf if math.isnan(largest) else largest
 
 
 def _images_to_compare(config: Config, folder: Path | None) -> tuple[Iterator[Image], bool]:

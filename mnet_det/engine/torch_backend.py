@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
+from torchvision.models.inception import BasicConv2d as InceptionConv
 
 from mnet_det.config import Config
 from mnet_det.engine.checkpoint import Checkpoint, name_of, open_detector
 from mnet_det.models.detector import Detector
-from mnet_det.models.layers import ConvBNAct
 from mnet_det.runtime.backends import Backend
 from mnet_det.runtime.metadata import ModelMetadata
 from mnet_det.runtime.postprocess import Thresholds
@@ -93,10 +95,16 @@ def describe(
 
 
 def fuse(detector: Detector) -> Detector:
-    """A copy in eval mode with every batch norm folded into its convolution; the outputs stay the same."""
+    """A copy in eval mode with batch norm folded into the convolution before it; the outputs stay the same.
+
+    Of timm's networks only those parts are folded that are built so; the engines fold the others when they load them.
+    """
     fused: Detector = copy.deepcopy(detector).eval().to(memory_format=torch.channels_last)
-    for module in fused.modules():
-        if isinstance(module, ConvBNAct):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()  # type: ignore[assignment]
+    for module in list(fused.modules()):
+        if isinstance(module, nn.Sequential | GoogLeNetConv | InceptionConv):  # which run their children in order
+            for (conv_name, conv), (bn_name, bn) in itertools.pairwise(list(module.named_children())):
+                # No subclass: timm's batch norms hold an activation too.
+                if isinstance(conv, nn.Conv2d) and type(bn) is nn.BatchNorm2d:
+                    setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
+                    setattr(module, bn_name, nn.Identity())
     return fused

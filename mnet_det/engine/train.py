@@ -323,7 +323,10 @@ def _validation_loss(state: State, data: CocoData, config: Config, device: torch
     loader = _loader(data, ScoringBatches(len(data), batch_size=config.train.batch_size), config, device, preset="none")
     detector = state.to_score.eval()
     total = 0.0
-    with torch.inference_mode():
+    generators = [device] if device.type == "cuda" else []
+    # Faster R-CNN's losses look at random regions: the same ones each time, and training's draws are left alone.
+    with torch.inference_mode(), torch.random.fork_rng(generators):
+        torch.manual_seed(config.train.seed)
         for batch in loader:
             on_device = batch.to(device)
             with _autocast(config, device):

@@ -14,7 +14,9 @@ IGNORED_COVER = 0.5
 """An anchor with this share of its area inside a crowd region is neither object nor background."""
 
 
-def match_anchors(anchors_xyxy: Tensor, target: Target, *, positive_iou: float = 0.5) -> Tensor:
+def match_anchors(
+    anchors_xyxy: Tensor, target: Target, *, positive_iou: float = 0.5, negative_iou: float | None = None
+) -> Tensor:
     """Give each anchor a true box, BACKGROUND or IGNORED.
 
     First each true box gets an anchor of its own: greedy, best pair first. Plain forcing (each box takes its best
@@ -25,6 +27,8 @@ def match_anchors(anchors_xyxy: Tensor, target: Target, *, positive_iou: float =
         anchors_xyxy: [A, 4] network pixels.
         target: the truth of one image.
         positive_iou: least overlap of an anchor that answers for a box it does not own.
+        negative_iou: anchors that overlap a box by this much, but by less than `positive_iou`, are IGNORED; where it
+            is None, they are background.
 
     Returns:
         int64 [A]: an index into `target.boxes_xyxy`, BACKGROUND or IGNORED.
@@ -34,10 +38,40 @@ def match_anchors(anchors_xyxy: Tensor, target: Target, *, positive_iou: float =
     if len(target.boxes_xyxy):
         iou = box_iou(target.boxes_xyxy, anchors_xyxy)  # [M, A]
         best_iou, best_box = iou.max(dim=0)
+        if negative_iou is not None:
+            matched[best_iou >= negative_iou] = IGNORED
         matched = torch.where(best_iou >= positive_iou, best_box, matched)
         boxes, anchors = _own_anchors(iou)
         matched[anchors] = torch.tensor(boxes, device=matched.device)
     return matched
+
+
+def sample_matches(matched: Tensor, *, count: int, positive_share: float) -> Tensor:
+    """Choose anchors at random, the true boxes' first.
+
+    Args:
+        matched: int64 [A], as `match_anchors` gives it.
+        count: how many to choose; fewer where there are fewer that are not IGNORED.
+        positive_share: the largest part of `count` that have a true box.
+
+    Returns:
+        Bool [A].
+    """
+    positive = _draw(matched >= 0, int(count * positive_share))
+    return positive | _draw(matched == BACKGROUND, count - int(positive.sum()))
+
+
+def _draw(eligible: Tensor, count: int) -> Tensor:
+    """Bool [A]: `count` of those that are eligible, or all where they are fewer."""
+    indices = eligible.nonzero()[:, 0]
+    drawn = indices[torch.randperm(len(indices), device=indices.device)[:count]]
+    return torch.zeros_like(eligible).index_fill(0, drawn, True)
+
+
+def classes_of(matched: Tensor, labels: Tensor) -> Tensor:
+    """Class column of each anchor [A]: label + 1 where it has a true box, 0 elsewhere."""
+    columns = torch.cat([labels + 1, labels.new_zeros(1)])  # the last entry answers for BACKGROUND and IGNORED
+    return columns[matched.clamp(min=-1)]
 
 
 def _own_anchors(iou: Tensor) -> tuple[list[int], list[int]]:

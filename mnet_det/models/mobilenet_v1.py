@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mnet_det.models.backbone import Backbone, Need
 from mnet_det.models.layers import ConvBNAct, ConvStyle, PixelNormalization
 
 STEM_CHANNELS = 32
@@ -29,9 +31,15 @@ BLOCKS = {
 The table prints stride 2 for block 13, whose map would then be 4×4; the 7×7 it prints beside it, and every published
 network, need stride 1.
 """
+STRIDES = {number: 2 * math.prod(stride for _, stride in list(BLOCKS.values())[:number]) for number in BLOCKS}
+"""Input pixels between two cells of the map after each block; the stem halves first."""
 SHALLOW_SKIPS = frozenset(range(7, 12))
 """The five blocks at 14×14×512 that the shallow network of Table 5 leaves out."""
 MIN_CHANNELS = 8
+ROI_SIDE = 14
+"""Of the regions that the second stage takes: 14×14, halved by block 12, as on whole images of 224×224."""
+DEFAULT_TAPS: dict[Need, tuple[int, ...]] = {"ssd": (11, 13), "fpn": (11, 13), "c4": (11,)}
+"""The last block at stride 16 and the last at stride 32, as in the paper."""
 
 
 def scale_channels(channels: int, alpha: float, *, minimum: int = MIN_CHANNELS) -> int:
@@ -66,19 +74,15 @@ class SeparableBlock(nn.Module):
         return pointwise
 
 
-class MobileNetV1(nn.Module):
-    """Stem and 13 depthwise-separable blocks, giving the maps after the blocks named in `taps`.
-
-    Attributes:
-        channels: of each tapped map.
-        strides: of each tapped map, in input pixels.
-    """
+class MobileNetV1(Backbone):
+    """Stem and 13 depthwise-separable blocks, giving the maps after the blocks named in `taps`."""
 
     def __init__(
         self,
         alpha: float = 1.0,
         *,
         taps: Sequence[int] = (11, 13),
+        second_stage: bool = False,
         separable: bool = True,
         shallow: bool = False,
         style: ConvStyle = ConvStyle(),
@@ -87,50 +91,63 @@ class MobileNetV1(nn.Module):
 
         Args:
             alpha: width multiplier, any number above 0; `scale_channels` states the rounding.
-            taps: block numbers of Table 1, ascending; blocks after the last are not built. Where the shallow network
-                lacks one, its last block before it stands in, which has the same stride (6 for 11).
+            taps: block numbers of Table 1, ascending. Where the shallow network lacks one, its last block before it
+                stands in, which has the same stride (6 for 11).
+            second_stage: build the blocks after the last tap too, for `second_stage` to run; else they are left out.
             separable: False puts one full 3×3 convolution in each block's place (Table 4).
             shallow: leave out the five blocks at 14×14×512 (Table 5).
             style: padding and batch norm.
 
         Raises:
-            ValueError: alpha is not positive, or a tap is not a block.
+            ValueError: alpha is not positive, a tap is not a block, or no block is left for a second stage.
         """
         super().__init__()
         if alpha <= 0:
             raise ValueError(f"alpha must be above 0, got {alpha}")
         if not taps or list(taps) != sorted(set(taps)) or not set(taps) <= set(BLOCKS):
             raise ValueError(f"taps must be ascending block numbers from 1 to 13, got {list(taps)}")
+        if second_stage and taps[-1] == 13:
+            raise ValueError("block 13 is the last: tap an earlier one, so that a second stage is left")
         self.alpha = alpha
         channels = scale_channels(STEM_CHANNELS, alpha)
-        stride = 2
         self.stem = ConvBNAct(3, channels, kernel=3, stride=2, style=style)
         self.blocks = nn.ModuleDict()
-        # Of each block number: the name of the block that stands for it, its channels and stride.
-        after: dict[int, tuple[str, int, int]] = {}
-        for number, (base_channels, block_stride) in BLOCKS.items():
-            if number > taps[-1]:
+        after: dict[int, tuple[str, int]] = {}  # of each number: the block that stands for it, and its channels
+        for number, (base_channels, stride) in BLOCKS.items():
+            if number > taps[-1] and not second_stage:
                 break
             if not (shallow and number in SHALLOW_SKIPS):
                 out_channels = scale_channels(base_channels, alpha)
                 self.blocks[str(number)] = (
-                    SeparableBlock(channels, out_channels, stride=block_stride, style=style)
+                    SeparableBlock(channels, out_channels, stride=stride, style=style)
                     if separable
-                    else ConvBNAct(channels, out_channels, kernel=3, stride=block_stride, style=style)
+                    else ConvBNAct(channels, out_channels, kernel=3, stride=stride, style=style)
                 )
-                channels, stride = out_channels, stride * block_stride
-            after[number] = (list(self.blocks)[-1], channels, stride)
+                channels = out_channels
+            after[number] = (list(self.blocks)[-1], channels)
         self._tapped = [after[tap][0] for tap in taps]
+        self._second = list(self.blocks)[list(self.blocks).index(self._tapped[-1]) + 1 :]
         self.channels = tuple(after[tap][1] for tap in taps)
-        self.strides = tuple(after[tap][2] for tap in taps)
+        self.strides = tuple(STRIDES[tap] for tap in taps)
+        if second_stage:
+            self.roi_side = ROI_SIDE
+            self.second_stage_channels = channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] to one map [B, channels, ~H/stride, ~W/stride] per tap."""
+        """See `Backbone.forward`."""
         maps = {}
         features = self.stem(images)
         for name, block in self.blocks.items():
+            if name in self._second:
+                break
             maps[name] = features = block(features)
         return [maps[name] for name in self._tapped]
+
+    def second_stage(self, regions: Tensor) -> Tensor:
+        """The blocks after the last tap, then an average over each region: see `Backbone.second_stage`."""
+        for name in self._second:
+            regions = self.blocks[name](regions)
+        return regions.mean(dim=(2, 3))
 
 
 class MobileNetV1Classifier(nn.Module):

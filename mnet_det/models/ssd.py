@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mnet_det.models.anchors import AnchorGenerator
+from mnet_det.models.backbone import Backbone
 from mnet_det.models.box_coder import BoxCoder
 from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNAct, ConvStyle, PixelNormalization
 from mnet_det.models.losses import focal_loss, giou_loss, smooth_l1_loss, softmax_multibox_loss
-from mnet_det.models.matching import IGNORED, match_anchors
-from mnet_det.models.mobilenet_v1 import MobileNetV1, scale_channels
+from mnet_det.models.matching import IGNORED, classes_of, match_anchors
+from mnet_det.models.mobilenet_v1 import scale_channels
 from mnet_det.structures import Candidates, Target
 
 EXTRA_CHANNELS = (512, 256, 256, 128)
@@ -57,21 +58,24 @@ class ExtraMap(nn.Module):
 class SSD(Detector):
     """Taps of the backbone and four extra maps, each with a class and a box predictor.
 
-    The predictors are 1×1 convolutions, as TensorFlow's MobileNet-SSD has them; SSDLite puts a depthwise 3×3 before
-    each and makes the extra maps separable. There are K + 1 outputs an anchor, background first, under both losses:
-    softmax over them, or one sigmoid each (as in the published TensorFlow weights).
+    The predictors are 1×1 convolutions, as TensorFlow's MobileNet-SSD has them, or the 3×3 of the SSD paper; SSDLite
+    puts a depthwise 3×3 before each 1×1 and makes the extra maps separable. There are K + 1 outputs an anchor,
+    background first, under both losses: softmax over them, or one sigmoid each (as in the published TensorFlow
+    weights).
     """
 
     stored_anchors: Tensor | None
 
     def __init__(
         self,
-        backbone: MobileNetV1,
+        backbone: Backbone,
         *,
         num_classes: int,
         lite: bool = False,
         style: ConvStyle = ConvStyle(),
         anchor_scales: tuple[float, float] = (0.2, 0.95),
+        reduce_boxes_in_lowest_layer: bool = True,
+        predictor_kernel: int = 1,
         class_loss: Literal["softmax", "focal"] = "softmax",
         box_loss: Literal["smooth_l1", "giou"] = "smooth_l1",
         box_weight: float = 1.0,
@@ -86,6 +90,9 @@ class SSD(Detector):
             lite: separable extra maps and predictors.
             style: of all convolutions outside the backbone.
             anchor_scales: of the first and the last map, as parts of the input's shorter side.
+            reduce_boxes_in_lowest_layer: see `AnchorGenerator`.
+            predictor_kernel: side of the predictors' convolutions: 1 as in TensorFlow, 3 as in the SSD paper. Those of
+                SSDLite are 3×3 always, by their depthwise part.
             class_loss: softmax over K + 1 columns, or one sigmoid each.
             box_loss: smooth L1 on deltas, or GIoU on boxes.
             box_weight: of the box loss.
@@ -99,7 +106,11 @@ class SSD(Detector):
         self.box_loss = box_loss
         self.box_weight = box_weight
         self.box_coder = BoxCoder()
-        self.anchors = AnchorGenerator(num_maps=len(backbone.channels) + len(EXTRA_CHANNELS), scales=anchor_scales)
+        self.anchors = AnchorGenerator(
+            num_maps=len(backbone.channels) + len(EXTRA_CHANNELS),
+            scales=anchor_scales,
+            reduce_boxes_in_lowest_layer=reduce_boxes_in_lowest_layer,
+        )
         self.normalize = normalize or PixelNormalization()
         self.register_buffer("stored_anchors", stored_anchors)
         self.backbone = backbone
@@ -114,7 +125,9 @@ class SSD(Detector):
             channels.append(outer)
         self.class_predictors, self.box_predictors = (
             nn.ModuleList(
-                _predictor(width, per_cell * outputs, lite=lite, style=style)
+                _lite_predictor(width, per_cell * outputs, style=style)
+                if lite
+                else _predictor(width, per_cell * outputs, kernel=predictor_kernel)
                 for width, per_cell in zip(channels, self.anchors.num_per_cell, strict=True)
             )
             for outputs in (num_classes + 1, 4)
@@ -141,7 +154,7 @@ class SSD(Detector):
         matched = torch.stack([match_anchors(anchors, target) for target in targets])  # [B, A]
         positive = matched >= 0
         classes = torch.stack(
-            [_classes_of(row, target.labels) for row, target in zip(matched, targets, strict=True)]
+            [classes_of(row, target.labels) for row, target in zip(matched, targets, strict=True)]
         )  # [B, A], 0 is background
         true_boxes_xyxy = torch.cat(
             [target.boxes_xyxy[row[row >= 0]] for row, target in zip(matched, targets, strict=True)]
@@ -180,13 +193,16 @@ class SSD(Detector):
             nn.init.constant_(layer.bias, logit)
 
 
-def _predictor(in_channels: int, outputs: int, *, lite: bool, style: ConvStyle) -> nn.Module:
-    linear = nn.Conv2d(in_channels, outputs, 1)
+def _predictor(in_channels: int, outputs: int, *, kernel: int) -> nn.Conv2d:
+    linear = nn.Conv2d(in_channels, outputs, kernel, padding=kernel // 2)
     nn.init.normal_(linear.weight, std=0.03)  # as in TensorFlow's ssd_mobilenet_v1_coco.config
     assert linear.bias is not None
     nn.init.zeros_(linear.bias)
-    if not lite:
-        return linear
+    return linear
+
+
+def _lite_predictor(in_channels: int, outputs: int, *, style: ConvStyle) -> nn.Module:
+    linear = _predictor(in_channels, outputs, kernel=1)
     return nn.Sequential(ConvBNAct(in_channels, in_channels, kernel=3, groups=in_channels, style=style), linear)
 
 
@@ -197,9 +213,3 @@ def _predict_maps(maps: Sequence[Tensor], predictors: nn.ModuleList, outputs: in
         raw = predictor(features)  # [B, S * outputs, h, w]
         rows.append(raw.permute(0, 2, 3, 1).reshape(len(raw), -1, outputs))  # [B, h * w * S, outputs]
     return torch.cat(rows, dim=1).float()
-
-
-def _classes_of(matched: Tensor, labels: Tensor) -> Tensor:
-    """Class column of each anchor [A]: label + 1 where it has a true box, 0 elsewhere."""
-    columns = torch.cat([labels + 1, labels.new_zeros(1)])  # the last entry answers for BACKGROUND and IGNORED
-    return columns[matched.clamp(min=-1)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnet_det.models.mobilenet_v1 import SeparableBlock
@@ -24,7 +27,8 @@ class Layer:
         kind: such as "1x1 convolution", "3x3 depthwise convolution", "fully connected".
         mult_adds: for one image; batch norm's vanish when it is folded, so they count as 0, as in the paper.
         params: all that are learned in it, a bias included.
-        output: shape without the batch, such as (64, 112, 112).
+        output: shape without the batch, such as (64, 112, 112); of a layer that several maps share, the first one's.
+        times: how often it is run for one image: 1, or once for each proposal.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Layer:
     mult_adds: int
     params: int
     output: tuple[int, ...]
+    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,12 @@ class SeparableCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """A network's cost for one image."""
+    """A network's cost for one image.
+
+    Attributes:
+        proposals: how often the second stage of Faster R-CNN runs; 0 where there is none.
+        mult_adds_per_proposal: of one such run.
+    """
 
     params: int
     mult_adds: int
@@ -83,10 +93,22 @@ class Cost:
     layers: list[Layer]
     separable_blocks: list[SeparableCost]
 
+    @property
+    def proposals(self) -> int:
+        return max((layer.times for layer in self.layers if layer.times > 1), default=0)
+
+    @property
+    def mult_adds_per_proposal(self) -> int:
+        return sum(layer.mult_adds // layer.times for layer in self.layers if layer.times > 1)
+
     def to_json(self) -> dict[str, Any]:
-        """The keys that `mnet-det info --json` promises, and the separable blocks."""
+        """The keys that `mnet-det info --json` promises, the separable blocks, and the second stage."""
         blocks = [asdict(block) | {"ratio": block.ratio} for block in self.separable_blocks]
-        return asdict(self) | {"separable_blocks": blocks}
+        return asdict(self) | {
+            "separable_blocks": blocks,
+            "proposals": self.proposals,
+            "mult_adds_per_proposal": self.mult_adds_per_proposal,
+        }
 
 
 def count_cost(build: Callable[[], nn.Module], *, input_hw: tuple[int, int]) -> Cost:
@@ -96,17 +118,17 @@ def count_cost(build: Callable[[], nn.Module], *, input_hw: tuple[int, int]) -> 
         build: makes the network; it takes uint8 images [1, 3, H, W].
         input_hw: the input's size.
     """
-    with torch.device("meta"):
-        network = build().eval()
-        images = torch.zeros((1, 3, *input_hw), dtype=torch.uint8)
-    modules = {name: module for name, module in network.named_modules() if _has_own_params(module)}
-    outputs: dict[str, tuple[int, ...]] = {}
-    hooks = [module.register_forward_hook(_note_output(outputs, name)) for name, module in modules.items()]
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(images)
-    for hook in hooks:
-        hook.remove()
+    outputs: dict[str, tuple[int, ...]] = {}
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*create_unbacked_symint", FutureWarning)  # of torchvision's NMS
+        network = build().eval()
+        modules = {name: module for name, module in network.named_modules() if _has_own_params(module)}
+        for name, module in modules.items():
+            module.register_forward_hook(_note_output(outputs, name))
+        # Fake tensors: nobody knows how many boxes suppression leaves, and the meta device has no such shapes.
+        with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), counter, torch.no_grad():
+            network(torch.zeros((1, 3, *input_hw), dtype=torch.uint8))
     root = type(network).__name__
     flops = counter.get_flop_counts()
     layers = [
@@ -115,7 +137,8 @@ def count_cost(build: Callable[[], nn.Module], *, input_hw: tuple[int, int]) -> 
             kind=_kind(modules[name]),
             mult_adds=sum(flops.get(f"{root}.{name}", {}).values()) // 2,  # a multiply-add is two operations
             params=sum(parameter.numel() for parameter in modules[name].parameters()),
-            output=output,
+            output=output[1:],
+            times=output[0],
         )
         for name, output in outputs.items()  # in the order of the forward pass
     ]
@@ -134,7 +157,7 @@ def _has_own_params(module: nn.Module) -> bool:
 
 def _note_output(outputs: dict[str, tuple[int, ...]], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        outputs[name] = tuple(output.shape[1:])
+        outputs.setdefault(name, tuple(output.shape))
 
     return note
 
@@ -174,6 +197,6 @@ def _separable_costs(network: nn.Module, layers: dict[str, Layer]) -> list[Separ
             depthwise, pointwise = module.depthwise.conv, module.pointwise.conv
             outputs, height, width = parts[1].output
             kernel = depthwise.kernel_size[0]
-            full = kernel**2 * pointwise.in_channels * outputs * height * width
+            full = kernel**2 * pointwise.in_channels * outputs * height * width * parts[1].times
             costs.append(SeparableCost(name, sum(part.mult_adds for part in parts), full, 1 / outputs + 1 / kernel**2))
     return costs

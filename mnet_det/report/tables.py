@@ -57,6 +57,13 @@ def print_cost(console: Console, title: str, cost: Cost) -> None:
         share = "" if kind.params_share is None else f"{kind.params_share:.2%}"
         kinds.add_row(name, f"{kind.mult_adds:,}", f"{kind.mult_adds_share:.2%}", f"{kind.params:,}", share)
     console.print(kinds)
+    if cost.proposals:
+        second = cost.proposals * cost.mult_adds_per_proposal
+        console.print(
+            f"the second stage costs {cost.mult_adds_per_proposal / 1e6:,.1f} M multiply-adds for each of the "
+            f"{cost.proposals} proposals (model.proposals): {second / 1e9:,.2f} G of {cost.mult_adds / 1e9:,.2f} G",
+            highlight=False,
+        )
     console.print(
         f"{title}: {cost.mult_adds / 1e6:,.1f} M multiply-adds, {cost.params / 1e6:,.3f} M parameters", highlight=False
     )
@@ -80,8 +87,15 @@ def print_scores(console: Console, scores: _Scores) -> None:
     console.print(classes)
 
 
-def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[BenchmarkRow]) -> None:
-    """One row a model and runtime: milliseconds as p50 / p95."""
+def print_bench(
+    console: Console,
+    machine: Mapping[str, object],
+    rows: Sequence[BenchmarkRow],
+    *,
+    costs: Mapping[str, Cost] | None = None,
+) -> None:
+    """One row a model and runtime: milliseconds as p50 / p95, and its cost where that is known."""
+    costs = costs or {}
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
     table = _table(
         "milliseconds, p50 / p95",
@@ -94,6 +108,7 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
         "postprocess",
         "total",
         "fps",
+        *(("G multiply-adds", "M parameters") if costs else ()),
         names=[row.model for row in rows],
     )
     for row in rows:
@@ -105,6 +120,7 @@ def print_bench(console: Console, machine: Mapping[str, object], rows: Sequence[
             str(row.threads),
             *map(_stage, stages),
             f"{1000 / row.total_ms.p50:.1f}",
+            *_cost(costs.get(row.model)),
         )
     console.print(table)
 
@@ -172,6 +188,10 @@ def _table(title: str, *columns: str, texts: Collection[str] = (), names: Sequen
         least = width if index == 0 else None
         table.add_column(column, justify="left" if left else "right", overflow="fold", min_width=least)
     return table
+
+
+def _cost(cost: Cost | None) -> tuple[str, ...]:
+    return () if cost is None else (f"{cost.mult_adds / 1e9:.2f}", f"{cost.params / 1e6:.2f}")
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mnet_det.cache import cache_folder
 from mnet_det.errors import CheckpointError, MissingPackageError
 from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
-from mnet_det.runtime.postprocess import Thresholds, postprocess
+from mnet_det.runtime.postprocess import Thresholds, postprocess_batch
 from mnet_det.structures import Candidates, Detections
 
 INPUT_NAME = "images"
@@ -54,8 +54,7 @@ class Backend(ABC):
     def __call__(self, images: NDArray[np.uint8], thresholds: Thresholds | None = None) -> list[Detections]:
         """Detections of each image, in network pixels; `thresholds` are the model's own unless given."""
         thresholds = thresholds or Thresholds.of(self.metadata)
-        candidates = self.candidates(images)
-        return [postprocess(boxes, scores, thresholds) for boxes, scores in zip(*candidates, strict=True)]
+        return postprocess_batch(self.candidates(images), thresholds)
 
 
 class _ExportedBackend(Backend):

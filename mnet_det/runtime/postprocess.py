@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mnet_det.structures import Detections, FloatArray, IntArray
+from mnet_det.structures import Candidates, Detections, FloatArray, IntArray
 
 
 class _ThresholdSettings(Protocol):
@@ -62,6 +62,11 @@ def postprocess(boxes_xyxy: FloatArray, scores: FloatArray, thresholds: Threshol
     pairs = pairs[usable]
     pairs = pairs[np.argsort(-pairs.scores, kind="stable")]
     return pairs[_suppress(pairs, thresholds)]
+
+
+def postprocess_batch(candidates: Candidates, thresholds: Thresholds) -> list[Detections]:
+    """`postprocess` of each image of a batch."""
+    return [postprocess(boxes, scores, thresholds) for boxes, scores in zip(*candidates, strict=True)]
 
 
 def _suppress(pairs: Detections, thresholds: Thresholds) -> IntArray:

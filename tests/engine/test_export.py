@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from mnet_det.config import Config, load_config
+from mnet_det.data.toy import draw_scene
 from mnet_det.engine import export as module
-from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
+from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mnet_det.engine.export import Parity, compare, export_onnx, write_onnx
 from mnet_det.engine.torch_backend import TorchBackend, describe, load_torch_predictor
 from mnet_det.errors import ConfigError, DataError, ExportError
@@ -261,3 +262,106 @@ def test_nan_is_a_difference() -> None:
 
     parity = compare(Scripted(0.9), Scripted(float("nan")), [np.zeros((8, 8, 3), np.uint8)])
     assert (parity.box_px, parity.score) == (float("inf"), float("inf"))
+
+
+@pytest.fixture(scope="module")
+def two_stages(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Faster R-CNN with a pyramid and random weights, its scores spread out, as a checkpoint."""
+    config = load_config(
+        None,
+        [
+            f"data.root={toy}",
+            "model.head=faster_rcnn",
+            "model.fpn=true",
+            "model.alpha=0.1",
+            "model.base_hw=[96,128]",
+            "model.resize=letterbox",
+            "model.proposals=20",
+            "model.anchor_sizes=[16,32,64]",
+        ],
+    )
+    torch.manual_seed(0)
+    detector = build_detector(config.model, num_classes=6)
+    with torch.no_grad():
+        for name in ("rpn.objectness", "rpn.deltas", "roi_head.class_predictor", "roi_head.box_predictor"):
+            detector.get_submodule(name).weight.mul_(30.0)  # type: ignore[operator, union-attr]
+    path = tmp_path_factory.mktemp("two_stages") / "faster_rcnn.pt"
+    names = ("circle", "square", "triangle", "star", "ring", "cross")
+    save_checkpoint(path, Checkpoint(config, names, tuple(range(1, 7)), detector.state_dict()))
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_two_stage_detector_exports_and_detects_what_torch_detects(
+    batch: int, two_stages: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "faster_rcnn.onnx"
+    parity = export_onnx(two_stages, out, batch=batch)
+    assert parity.paired > 20  # else the comparison would rest on nothing
+    assert parity.unpaired == 0
+    openvino, onnxruntime = OpenVINOBackend(out), ONNXRuntimeBackend(out)
+    reference = load_torch_predictor(two_stages).backend
+    # Not the images that the export was compared on, and a number that is no multiple of the batch.
+    scenes = [draw_scene(np.random.default_rng(100 + index), image_hw=(120, 160)).image for index in range(5)]
+    for exported in (openvino, onnxruntime):
+        apart = compare(reference, exported, scenes, batch=5)
+        assert apart.holds
+        assert (apart.images, apart.unpaired) == (5, 0)
+        found = exported.candidates(np.zeros((3, 3, 96, 128), np.uint8))
+        assert (found.boxes_xyxy.shape, found.scores.shape) == ((3, 20, 6, 4), (3, 20, 6))
+
+
+def test_fewer_proposals_can_be_exported(two_stages: Path, toy_run: Path, tmp_path: Path) -> None:
+    export_onnx(two_stages, tmp_path / "few.onnx", proposals=7)
+    few = OpenVINOBackend(tmp_path / "few.onnx").candidates(np.zeros((1, 3, 96, 128), np.uint8))
+    assert few.scores.shape == (1, 7, 6)
+    with pytest.raises(ConfigError, match="--proposals 7: only Faster R-CNN has proposals, this is ssd"):
+        export_onnx(toy_run / "best.pt", tmp_path / "x.onnx", proposals=7)
+
+
+class Shown(Backend):
+    """A two-stage detector that finds these boxes, all of one class, whatever it sees."""
+
+    def __init__(self, *found: tuple[list[float], float]) -> None:
+        config = load_config(None, ["model.head=faster_rcnn"])
+        self.metadata = describe(config, name="x", class_names=("a",), category_ids=(1,))
+        self.found = found
+
+    def candidates(self, images: np.ndarray) -> Candidates:
+        boxes = np.array([[[box] for box, _ in self.found]] * len(images), np.float32)
+        return Candidates(boxes, np.array([[[score] for _, score in self.found]] * len(images), np.float32))
+
+
+NEAR, FAR = [10.0, 10, 50, 50], [100.0, 100, 180, 180]
+
+
+def test_two_stage_detections_are_paired_whatever_slots_they_lie_in(pictures: list[Image]) -> None:
+    shifted = [10.0, 10, 50, 50.25]
+    parity = compare(Shown((NEAR, 0.9), (FAR, 0.8)), Shown((FAR, 0.8005), (shifted, 0.9)), pictures)
+    assert (parity.box_px, parity.score) == (pytest.approx(0.25), pytest.approx(0.0005, abs=1e-6))
+    assert (parity.paired, parity.unpaired) == (16, 0)  # 4 images, 2 detections each, both ways
+    assert parity.holds
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Shown((NEAR, 0.9)),  # one is missing
+        Shown((NEAR, 0.9), (FAR, 0.8), ([100.0, 10, 180, 50], 0.7)),  # one too many
+        Shown((NEAR, 0.9), ([100.0, 100, 180, 181], 0.8)),  # a box one pixel off
+        Shown((NEAR, 0.9), (FAR, 0.79)),
+        Shown((NEAR, float("nan")), (FAR, 0.8)),
+        Shown(([0.0] * 4, 0.0)),
+    ],
+    ids=["missing", "surplus", "box", "score", "nan", "nothing"],
+)
+def test_a_two_stage_export_that_detects_otherwise_is_refused(other: Shown, pictures: list[Image]) -> None:
+    parity = compare(Shown((NEAR, 0.9), (FAR, 0.8)), other, pictures)
+    assert parity.unpaired >= 4
+    assert not parity.holds
+
+
+def test_one_near_tie_in_a_hundred_is_no_reason_to_refuse() -> None:
+    assert Parity(8, 30, 0.1, 1e-4, paired=99, unpaired=1).holds
+    assert not Parity(8, 30, 0.1, 1e-4, paired=98, unpaired=2).holds
+    assert "1 of 100 detections found by one of the two only" in str(Parity(8, 30, 0.1, 1e-4, paired=99, unpaired=1))
