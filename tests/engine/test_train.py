@@ -406,6 +406,25 @@ def test_validation_loss_weighs_every_image_alike(
     assert loss == pytest.approx(((3 + 1) * 3 + (1 + 1) * 1) / 4)  # four images: a batch of 3 and one of 1
 
 
+def test_validation_loss_of_random_regions_is_the_same_again_and_takes_no_draw_from_training(
+    configure: Callable[..., Config],
+) -> None:
+    config = configure(
+        "model.head=faster_rcnn",
+        "model.fpn=true",
+        "model.anchor_sizes=[16,32]",
+        "model.train_proposals=50",
+        "model.roi_samples=4",
+    )
+    state = start(config)
+    data = open_data(config.data, "val")
+    before = torch.get_rng_state()
+    first = module._validation_loss(state, data, config, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert module._validation_loss(state, data, config, torch.device("cpu")) == first
+
+
 def test_validation_loss_changes_nothing_in_the_detector(configure: Callable[..., Config]) -> None:
     config = configure()
     state = start(config)
@@ -458,8 +477,11 @@ def test_mixed_precision_trains_with_float32_losses(amp: str, configure: Callabl
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_eight_real_images_are_learned_by_heart(shared: Path, tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[2] / "configs" / "ssd300_mobilenet_v1.yaml"
+@pytest.mark.parametrize(
+    "name", ["ssd300_mobilenet_v1", "faster_rcnn320_fpn_mobilenet_v1", "faster_rcnn300_mobilenet_v1"]
+)
+def test_eight_real_images_are_learned_by_heart(name: str, shared: Path, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
     config = load_config(recipe, [f"data.root={shared / 'data' / 'coco_tiny'}", "data.workers=0"])
     result = train(config, out=tmp_path, overfit=8)
     assert result.scores.numbers["AP50"] is not None
