@@ -34,6 +34,7 @@ FIRST_BYTES: Mapping[str, tuple[int, bytes]] = {
 """Where each format says what it is: the login page of a network is not to become the weights we know."""
 
 APACHE = "Apache-2.0"
+BSD = "BSD-3-Clause"
 TFLITE_SUPPORT = (
     "https://raw.githubusercontent.com/tensorflow/tflite-support/dd3362ea685bb7ab1f7268c81ec567d3b720ae57/"
     "tensorflow_lite_support/"
@@ -41,6 +42,7 @@ TFLITE_SUPPORT = (
 CORAL = "https://raw.githubusercontent.com/google-coral/test_data/104342d2d3480b3e66203073dac24f4e2dbb4c41/"
 TF_SLIM = "https://storage.googleapis.com/download.tensorflow.org/models/mobilenet_v1_2018_08_02/"
 KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/"
+TORCHVISION = "https://download.pytorch.org/models/"
 
 
 Kind = Literal["detector", "classifier", "backbone"]
@@ -62,6 +64,7 @@ class Entry:
         suffix: of the file.
         size: bytes at `url`, None where not known.
         sha256: of what lies at `url`, None where not known.
+        sha256_start: its first digits, where the source publishes no more.
         member: the file's name in the archive; None where `url` is the file.
         note: what else a user should know.
     """
@@ -77,6 +80,7 @@ class Entry:
     suffix: str
     size: int | None = None
     sha256: str | None = None
+    sha256_start: str = ""
     member: str | None = None
     note: str = ""
 
@@ -290,7 +294,42 @@ def _timm() -> list[Entry]:
     ]
 
 
-CATALOGUE: tuple[Entry, ...] = (*_pinned(), *_tf_slim(), *_keras(), *_timm())
+TORCHVISION_FILES = (
+    ("mobilenet_v2", "v1", 224, "71.878", "mobilenet_v2-b0353104"),
+    ("mobilenet_v2", "v2", 224, "72.154", "mobilenet_v2-7ebf99e0"),
+    ("mobilenet_v3_large", "v1", 224, "74.042", "mobilenet_v3_large-8738ca79"),
+    ("mobilenet_v3_large", "v2", 224, "75.274", "mobilenet_v3_large-5c1a4163"),
+    ("mobilenet_v3_small", "v1", 224, "67.668", "mobilenet_v3_small-047dcff4"),
+    ("vgg16", "v1", 224, "71.592", "vgg16-397923af"),
+    ("googlenet", "v1", 224, "69.778", "googlenet-1378be20"),
+    ("inception_v3", "v1", 299, "77.294", "inception_v3_google-0cc3c7bd"),
+    ("squeezenet", "v1", 224, "58.178", "squeezenet1_1-b8a52dc0"),
+)
+"""Backbone, version of the weights, side of the input, top-1 and file, from torchvision.models' `…_Weights`. The file's
+name ends with the start of its sha256."""
+
+
+def _torchvision() -> list[Entry]:
+    """Networks of other families than MobileNetV1, as torchvision publishes them."""
+    return [
+        Entry(
+            name=f"{backbone}.torchvision_imagenet1k_{version}",
+            description="ImageNet, float32",
+            kind="classifier",
+            alpha=1.0,
+            input_hw=(side, side),
+            accuracy=f"top-1 {top_1}, ILSVRC val, torchvision",
+            licence=BSD,
+            url=f"{TORCHVISION}{file}.pth",
+            suffix=".pth",
+            sha256_start=file.rpartition("-")[2],
+            note=f"of model.backbone={backbone}; the licence is that of torchvision's code, it states none for weights",
+        )
+        for backbone, version, side, top_1, file in TORCHVISION_FILES
+    ]
+
+
+CATALOGUE: tuple[Entry, ...] = (*_pinned(), *_tf_slim(), *_keras(), *_timm(), *_torchvision())
 _BY_NAME = {entry.name: entry for entry in CATALOGUE}
 
 
@@ -319,8 +358,8 @@ def local_path(entry: Entry) -> Path:
 def pull(entry: Entry, *, source: str | None = None, console: Console | None = None) -> Path:
     """A published file in the user's cache, fetched where it is not there yet.
 
-    A file whose sha256 nobody published is trusted at first: its own is recorded beside it, in `FILE.sha256`, and
-    checked from then on.
+    A file whose sha256 nobody published, or the start of it only, is trusted at first: its own is recorded beside it,
+    in `FILE.sha256`, and checked from then on.
 
     Args:
         entry: what to fetch.
@@ -351,7 +390,8 @@ def pull(entry: Entry, *, source: str | None = None, console: Console | None = N
         else:
             raise CheckpointError(f"{source}: no such file; expected {_expected_files(entry)}")
         if console is not None and _record(entry).is_file() and not recorded:
-            note = f"no sha256 of {path.name} is published: this file's is recorded, and compared from now on"
+            known = "no whole sha256" if entry.sha256_start else "no sha256"
+            note = f"{known} of {path.name} is published: this file's is recorded, and compared from now on"
             console.print(note, markup=False, highlight=False)
     return path
 
@@ -440,14 +480,17 @@ def _take(entry: Entry, fetched: Path) -> None:
 def _verify(entry: Entry, file: Path) -> None:
     """Compare with what was published, or with what was there the first time, or record that this is the first."""
     path, record, digest = local_path(entry), _record(entry), sha256_of(file)
+    mend = "delete it, and pull it again" if file == path else "nothing was kept"
     if entry.member is None and entry.sha256 is not None:
-        mend = "delete it, and pull it again" if file == path else "nothing was kept"
         _compare(path, digest, entry.sha256, mend=mend)
     elif record.is_file():
         first = record.read_text(encoding="utf-8").partition(" ")[0].strip()
         _compare(path, digest, first, mend=f"to accept the other file, delete {record}")
     else:
-        _check_first_bytes(entry, file)
+        if entry.sha256_start:
+            _compare(path, digest[: len(entry.sha256_start)], entry.sha256_start, mend=mend)
+        else:
+            _check_first_bytes(entry, file)
         # A file put by hand into a cache that cannot be written is usable all the same.
         with suppress(MnetDetError) if file == path else nullcontext():
             write_text(record, f"{digest}  {path.name}\n")  # as sha256sum writes and checks it

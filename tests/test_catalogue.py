@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torchvision
 from rich.console import Console
 
 from mnet_det import download as downloading
@@ -31,6 +32,7 @@ from mnet_det.catalogue import (
     weights_folder,
 )
 from mnet_det.errors import CheckpointError, DataError, DownloadError
+from mnet_det.models.torchvision_backbones import TORCHVISION_BACKBONES
 
 H5 = b"\x89HDF\r\n\x1a\n"
 TFLITE = b"\0\0\0\0TFL3 and the rest"
@@ -78,7 +80,7 @@ def test_names_and_addresses_are_unique() -> None:
 def test_an_entry_agrees_with_itself(entry: Entry) -> None:
     parts = urlsplit(entry.url)
     assert parts.scheme == "https"
-    assert entry.suffix in FIRST_BYTES
+    assert entry.suffix in FIRST_BYTES or entry.sha256_start
     assert parts.path.endswith(".tgz" if entry.member else entry.suffix)
     assert entry.member in (None, f"{entry.name}{entry.suffix}")
     assert entry.sha256 is None or (len(entry.sha256) == 64 and set(entry.sha256) <= set("0123456789abcdef"))
@@ -96,6 +98,38 @@ def test_keras_has_sixteen_classifiers_and_as_many_backbones() -> None:
         sizes = {(entry.alpha, entry.input_hw[0]) for entry in keras if entry.kind == kind}
         assert sizes == {(alpha, side) for alpha in (1.0, 0.75, 0.5, 0.25) for side in (224, 192, 160, 128)}
         assert sum(entry.name.endswith(ending) for entry in keras) == 16
+
+
+def test_torchvisions_files_are_those_that_torchvision_names() -> None:
+    """It knows some files more: the features of another VGG16, without a classifier."""
+    theirs = {}
+    for family in ("MobileNet_V2", "MobileNet_V3_Large", "MobileNet_V3_Small", "VGG16", "GoogLeNet", "Inception_V3"):
+        theirs |= {weights.url: weights for weights in getattr(torchvision.models, f"{family}_Weights")}
+    theirs |= {weights.url: weights for weights in torchvision.models.SqueezeNet1_1_Weights}
+    ours = [entry for entry in CATALOGUE if "torchvision" in entry.name]
+    for entry in ours:
+        weights = theirs[entry.url]
+        assert entry.name.endswith(f".torchvision_{weights.name.lower()}")
+        assert entry.accuracy == f"top-1 {weights.meta['_metrics']['ImageNet-1K']['acc@1']}, ILSVRC val, torchvision"
+        assert entry.input_hw == (weights.transforms().crop_size[0],) * 2
+        assert re.fullmatch("[0-9a-f]{8}", entry.sha256_start)
+        assert entry.name.partition(".")[0] in TORCHVISION_BACKBONES
+    assert len(ours) == len(theirs) - 1
+
+
+def test_a_file_is_compared_with_the_start_of_its_sha256(file: Path) -> None:
+    entry = replace(find_entry("vgg16.torchvision_imagenet1k_v1"), sha256_start=hashlib.sha256(TFLITE).hexdigest()[:8])
+    with pytest.raises(DownloadError, match=r"sha256 \w{8}, expected 397923af; nothing was kept"):
+        pull(find_entry(entry.name), source=str(file))
+    assert not local_path(entry).exists()
+    shown = Console(file=io.StringIO(), width=200)
+    assert pull(entry, source=str(file), console=shown).read_bytes() == TFLITE
+    assert isinstance(shown.file, io.StringIO)
+    assert "no whole sha256 of vgg16.torchvision_imagenet1k_v1.pth is published" in shown.file.getvalue()
+    assert record_of(entry).read_text().startswith(hashlib.sha256(TFLITE).hexdigest())
+    local_path(entry).write_bytes(TFLITE[:-1])
+    with pytest.raises(DownloadError, match="to accept the other file, delete"):
+        pull(entry)
 
 
 def test_what_no_source_states_is_none() -> None:

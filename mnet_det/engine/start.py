@@ -8,27 +8,63 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
-from mnet_det.config import Config
-from mnet_det.engine.checkpoint import Checkpoint
-from mnet_det.errors import CheckpointError
+from mnet_det.catalogue import find_model
+from mnet_det.config import Config, ModelConfig
+from mnet_det.engine.checkpoint import Checkpoint, open_checkpoint
+from mnet_det.errors import CheckpointError, ConfigError
 from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNAct
+from mnet_det.models.mobilenet_v1 import DEFAULT_TAPS
 from mnet_det.models.unfold import unfold_batch_norm
+from mnet_det.weights.timm import fetch_timm
 
-NEEDS = ("padding", "activation", "pixel_mean", "pixel_std", "bn_eps")
+PIXEL_NEEDS = ("pixel_mean", "pixel_std")
+NEEDS = ("padding", "activation", *PIXEL_NEEDS, "bn_eps")
 """Settings of `model` that belong to weights: with others, the same weights give other outputs."""
+BACKBONE_SHAPES = ("alpha", "reduced_tail", "separable")
+"""Settings of `model` that decide which tensors a backbone has, and of which shapes."""
+
+PRETRAINED = "pretrained"
+"""As `model.init`, with a backbone of timm: the weights that timm has for it."""
+
+
+def open_start(config: Config, *, console: Console | None = None) -> Checkpoint | None:
+    """What `model.init` names, if anything: a file, a published name, which is pulled, or `PRETRAINED`.
+
+    Raises:
+        CheckpointError: see `open_checkpoint` and `find_model`.
+        DownloadError: see `pull` and `fetch_timm`.
+        ConfigError: `PRETRAINED` without a backbone of timm.
+    """
+    init = config.model.init
+    if init is None:
+        return None
+    if str(init) != PRETRAINED:
+        return open_checkpoint(find_model(init, console=console))
+    if not config.model.backbone.startswith("timm:"):
+        raise ConfigError(
+            f"model.init={PRETRAINED} asks timm for its weights, which has none for model.backbone="
+            f"{config.model.backbone}; `mnet-det weights list` shows what there is"
+        )
+    published = fetch_timm(config.model)
+    return Checkpoint(Config(model=published.model), (), (), published.weights, kind=published.kind)
 
 
 def adopt_needs(config: Config, checkpoint: Checkpoint) -> tuple[Config, list[str]]:
     """Take over what a checkpoint's weights need, whatever the config says.
 
+    Networks of torchvision and timm have their convolutions' settings built in, so that their ImageNet weights need
+    their pixels only.
+
     Returns:
         The config, and a note on each setting that changed.
     """
     ours, theirs = config.model.model_dump(), checkpoint.config.model.model_dump()
-    changed = {key: theirs[key] for key in NEEDS if theirs[key] != ours[key]}
+    built_in = checkpoint.kind != "detector" and checkpoint.config.model.backbone != "mobilenet_v1"
+    changed = {key: theirs[key] for key in (PIXEL_NEEDS if built_in else NEEDS) if theirs[key] != ours[key]}
     notes = [f"model.{key}={_plain(value)} (was {_plain(ours[key])})" for key, value in changed.items()]
     return config.model_copy(update={"model": config.model.model_copy(update=changed)}), notes
 
@@ -58,7 +94,7 @@ def start_from(
     """Copy what fits from a checkpoint into a detector with random weights, each layer whole or not at all.
 
     Class layers are made anew where the classes differ, and rows of classes with the same name are copied, as
-    `_ClassRows` says.
+    `_ClassRows` says; so are Faster R-CNN's boxes where each class has its own.
 
     Args:
         detector: of `config`, for `class_names`.
@@ -71,8 +107,8 @@ def start_from(
         CheckpointError: the backbones differ; the message names the first tensor and the likely width.
     """
     state = detector.state_dict()
-    _require_same_backbone(state, checkpoint, source=source)
-    rows = _ClassRows(class_names, config.model.class_loss, checkpoint)
+    _require_same_backbone(state, checkpoint, config, source=source)
+    rows_of = _rows_of(detector, checkpoint, config, class_names=class_names)
     loaded: dict[str, Tensor] = {}
     reasons: dict[str, list[str]] = {}  # a reason, and the tensors that it is about
     examples: dict[str, str] = {}
@@ -81,12 +117,12 @@ def start_from(
         part = layer.partition(".")[0]
         ours = {name: state[name] for name in names}
         theirs = {name: checkpoint.weights[name] for name in names if name in checkpoint.weights}
-        by_rows = layer in detector.class_layers and not rows.as_they_are
-        fits = rows.fit if by_rows else _same_shape
+        rows = rows_of.get(layer)
+        fits = _same_shape if rows is None else rows.fit
         different = next((name for name in theirs if not fits(ours[name], theirs[name])), None)
         if len(theirs) < len(ours):
             reasons.setdefault(f"of {part} not in the file", []).extend(names)
-        elif by_rows and (different is None or not rows.pairs):
+        elif rows is not None and (different is None or not rows.pairs):
             if rows.pairs:
                 loaded |= {name: rows.copy(ours[name], theirs[name]) for name in names}
             reasons.setdefault(f"of {part} {rows.reason}", []).extend(names)
@@ -99,7 +135,7 @@ def start_from(
             loaded |= theirs
     detector.load_state_dict(loaded, strict=False)
     notes = [f"{len(names)} {reason}{examples.get(reason, '')}" for reason, names in reasons.items()]
-    if any(name.startswith("box_predictors.") for name in loaded):
+    if any(name.startswith(("box_predictors.", "rpn.", "roi_head.box_predictor.")) for name in loaded):
         notes += _anchor_notes(config, checkpoint)
     return Start(frozenset(loaded), len(state), tuple(notes))
 
@@ -165,6 +201,33 @@ class _ClassRows:
         return here.flatten(0, 1)
 
 
+class _BoxRows(_ClassRows):
+    """The same of Faster R-CNN's boxes: four rows for each class, and none for the background."""
+
+    def fit(self, ours: Tensor, theirs: Tensor) -> bool:
+        """Whether both have a box for each of their classes, on as many channels."""
+        here, there = 4 * (self.columns_here - 1), 4 * (self.columns_there - 1)
+        return len(ours) == here and len(theirs) == there and theirs.shape[1:] == ours.shape[1:]
+
+    def copy(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """See `_ClassRows.copy`."""
+        here, there = ours.clone().unflatten(0, (-1, 4)), theirs.to(ours).unflatten(0, (-1, 4))
+        mine, other = map(list, zip(*self.pairs, strict=True))
+        here[mine] = there[other]
+        return here.flatten(0, 1)
+
+
+def _rows_of(
+    detector: Detector, checkpoint: Checkpoint, config: Config, *, class_names: Sequence[str]
+) -> dict[str, _ClassRows]:
+    """How to copy each layer whose rows cannot be taken as they are, because they stand for other classes."""
+    rows = _ClassRows(class_names, config.model.class_loss, checkpoint)
+    if rows.as_they_are:
+        return {}
+    boxes = _BoxRows(class_names, config.model.class_loss, checkpoint)
+    return dict.fromkeys(detector.class_layers, rows) | dict.fromkeys(detector.box_layers, boxes)
+
+
 def _same_shape(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape
 
@@ -176,36 +239,62 @@ def _layer_of(name: str) -> str:
 
 
 def _anchor_notes(config: Config, checkpoint: Checkpoint) -> list[str]:
-    """What changes the anchors' sizes: boxes are multiples of them."""
+    """What changes the anchors' sizes, of which boxes are multiples, or the maps that boxes are read off."""
     ours, theirs = config.model, checkpoint.config.model
-    values = {
-        "input_hw": (theirs.input_hw, ours.input_hw),
-        "anchor_scales": (theirs.anchor_scales, ours.anchor_scales),
-        "taps": (theirs.taps, ours.taps),
-    }
+    values: dict[str, tuple[object, object]] = {"taps": (_taps(theirs), _taps(ours))}
+    if ours.head == "faster_rcnn":
+        values |= {"anchor_sizes": (theirs.anchor_sizes, ours.anchor_sizes), "fpn": (theirs.fpn, ours.fpn)}
+    else:
+        values |= {
+            "input_hw": (theirs.input_hw, ours.input_hw),
+            "anchor_scales": (theirs.anchor_scales, ours.anchor_scales),
+        }
     changed = [f"{key} {_plain(there)} (here {_plain(here)})" for key, (there, here) in values.items() if there != here]
     if not changed:
         return []
     return [f"boxes were learned with {', '.join(changed)}: they are off until they have learned the new anchors"]
 
 
-def _require_same_backbone(state: Mapping[str, Tensor], checkpoint: Checkpoint, *, source: Path) -> None:
-    shared = [name for name in state if name.startswith("backbone.") and name in checkpoint.weights]
-    for name in shared:
-        ours, theirs = state[name].shape, checkpoint.weights[name].shape
-        if ours != theirs:
-            alpha = f"{checkpoint.config.model.alpha:.10g}"
-            raise CheckpointError(
-                f"{source}: does not fit: {name} is {list(theirs)} there and {list(ours)} in this model; the file has "
-                f"alpha {alpha}, so set model.alpha={alpha}"
-            )
-    if not any(name.startswith("backbone.blocks.") and state[name].ndim == 4 for name in shared):
+def _taps(model: ModelConfig) -> tuple[str, ...] | None:
+    """By name; None for the own choice of a backbone that is not MobileNetV1."""
+    if model.taps is not None:
+        return tuple(map(str, model.taps))
+    one_map = model.head == "faster_rcnn" and not model.fpn
+    own = DEFAULT_TAPS["c4" if one_map else "ssd"]
+    return tuple(map(str, own)) if model.backbone == "mobilenet_v1" else None
+
+
+def _require_same_backbone(
+    state: Mapping[str, Tensor], checkpoint: Checkpoint, config: Config, *, source: Path
+) -> None:
+    ours, theirs = config.model.model_dump(), checkpoint.config.model.model_dump()
+    if theirs["backbone"] != ours["backbone"]:
         raise CheckpointError(
-            f"{source}: has no convolution of this model's blocks; are both MobileNetV1 with model.separable alike?"
+            f"{source}: does not fit: the file is {theirs['backbone']}, the model has {ours['backbone']}; set "
+            f"model.backbone={theirs['backbone']}, or start from weights of {ours['backbone']}"
         )
+    shared = [
+        name
+        for name, tensor in state.items()
+        if name.startswith("backbone.") and tensor.ndim > 1 and name in checkpoint.weights
+    ]
+    misfits = [name for name in shared if state[name].shape != checkpoint.weights[name].shape]
+    if misfits:
+        there, here = list(checkpoint.weights[misfits[0]].shape), list(state[misfits[0]].shape)
+        what = f"{misfits[0]} is {there} there and {here} in this model"
+    else:
+        what = "it has no convolution of this model's backbone, but perhaps the first"
+    changed = [f"{key}={_plain(theirs[key])}" for key in BACKBONE_SHAPES if theirs[key] != ours[key]]
+    few = len(shared) - len(misfits) < 2  # every MobileNetV1 has the same stem, whatever its blocks are
+    if few or (misfits and changed):
+        has = " and ".join(word.replace("=", " ") for word in changed)
+        mend = f"; the file has {has}, so set {' '.join(f'model.{word}' for word in changed)}" if changed else ""
+        raise CheckpointError(f"{source}: does not fit: {what}{mend}")
 
 
 def _plain(value: object) -> str:
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(_plain, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

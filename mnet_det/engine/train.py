@@ -16,18 +16,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mnet_det.catalogue import find_model
 from mnet_det.config import Config, Split
 from mnet_det.data import open_data
 from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData, read_coco_json
 from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
 from mnet_det.doctor import usable_cores
-from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
+from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint
 from mnet_det.engine.evaluate import Scores, restrict, score_model
 from mnet_det.engine.pictures import picture_batch, picture_predictions
 from mnet_det.engine.run_log import Row, RunLog
-from mnet_det.engine.start import adopt_needs, start_from, unfold
+from mnet_det.engine.start import adopt_needs, open_start, start_from, unfold
 from mnet_det.engine.state import State, restore_state, save_state, start_state
 from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
 from mnet_det.errors import ConfigError, DataError, MnetDetError
@@ -38,6 +37,8 @@ from mnet_det.structures import Batch
 
 OVERFIT_EPOCHS, OVERFIT_STEPS = 16, 25
 """How many epochs `--overfit` trains, and of how many steps each, however few the images."""
+OVERFIT_REGIONS = 16
+"""How many regions of each image the second stage of Faster R-CNN learns from then."""
 UNFOLD_IMAGES = 64
 """Training images on which folded batch norm is measured."""
 
@@ -145,8 +146,14 @@ def overfit_config(config: Config, *, images: int) -> Config:
     }
     return config.model_copy(
         update={
-            # Batch norm's running statistics have few steps to settle in, and nothing to be smooth for.
-            "model": config.model.model_copy(update={"bn_momentum": max(0.1, config.model.bn_momentum)}),
+            "model": config.model.model_copy(
+                update={
+                    # Batch norm's running statistics have few steps to settle in, and nothing to be smooth for.
+                    "bn_momentum": max(0.1, config.model.bn_momentum),
+                    # A few images hold few regions worth learning, and a CPU has other things to do.
+                    "roi_samples": min(OVERFIT_REGIONS, config.model.roi_samples),
+                }
+            ),
             "data": config.data.model_copy(update={"augment": "none"}),
             "train": config.train.model_copy(update=settings),
         }
@@ -195,7 +202,7 @@ def _origin(config: Config, resume: Path | None, console: Console) -> Checkpoint
     """The weights that a run goes on from or starts from, if any."""
     if resume is not None:
         return load_checkpoint(resume)
-    return None if config.model.init is None else open_checkpoint(find_model(config.model.init, console=console))
+    return open_start(config, console=console)
 
 
 def _start(

@@ -19,6 +19,9 @@ class Detector(nn.Module, ABC):
     class_layers: tuple[str, ...]
     """Names of the layers whose rows stand for classes: those of one anchor after another, background first in each."""
 
+    box_layers: tuple[str, ...] = ()
+    """Names of the layers with four rows for each class, and none for the background."""
+
     @abstractmethod
     def forward(self, images: Tensor) -> Candidates:
         """uint8 [B, 3, H, W] to every scored box; the very graph that is exported."""

@@ -92,6 +92,7 @@ class FasterRCNN(Detector):
         channels = HIDDEN_CHANNELS if fpn else backbone.second_stage_channels
         self.roi_head = RoIHead(channels, num_classes=num_classes, shared_boxes=shared_boxes)
         self.class_layers = ("roi_head.class_predictor",)
+        self.box_layers = () if shared_boxes else ("roi_head.box_predictor",)
 
     def forward(self, images: Tensor) -> Candidates:
         """See `Detector.forward`: N candidates, one for each proposal."""

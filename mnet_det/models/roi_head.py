@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from torchvision.ops import box_area, clip_boxes_to_image, roi_align
 
 from mnet_det.models.box_coder import BoxCoder
 from mnet_det.models.matching import classes_of, match_anchors, sample_matches
-from mnet_det.models.rpn import SMOOTH_L1_BETA, Proposals
+from mnet_det.models.rpn import MIN_SIDE_PX, SMOOTH_L1_BETA, Proposals
 from mnet_det.structures import Candidates, Target
 
 POINTS_PER_SIDE = 14
@@ -44,7 +43,7 @@ def pool_regions(
         image_index: int64 [N], the image that each box lies in.
         image_hw: the input's size, which the cells of a map share evenly, as anchors do.
         side: cells a side of a region.
-        strides: powers of two, one a map.
+        strides: one a map, rising.
         canonical_px: see above.
 
     Returns:
@@ -78,10 +77,12 @@ def pool_regions(
 
 
 def _levels(boxes_xyxy: Tensor, *, strides: Sequence[int], canonical_px: float) -> Tensor:
-    """Index of the map of each box [N, 4], int64 [N]; a box without area belongs on the first."""
-    finest = math.log2(strides[0] / 16)
-    level = torch.floor(torch.log2(box_area(boxes_xyxy).sqrt() / canonical_px) + 1e-6 - finest)
-    return level.clamp(0, len(strides) - 1).long()
+    """Index of the map of each box [N, 4], int64 [N]: the coarsest one that it is large enough for."""
+    sides = box_area(boxes_xyxy).sqrt()
+    level = torch.zeros_like(sides, dtype=torch.int64)
+    for stride in strides[1:]:
+        level = level + (sides >= canonical_px * stride / 16 * (1 - 1e-6)).long()  # rounding, as in torchvision
+    return level
 
 
 class Regions(NamedTuple):
@@ -143,11 +144,17 @@ class RoIHead(nn.Module):
     def candidates(
         self, logits: Tensor, deltas: Tensor, proposals: Proposals, *, image_hw: tuple[int, int]
     ) -> Candidates:
-        """Boxes inside the input, and probabilities; slots without a proposal score 0."""
+        """Boxes inside the input, and probabilities.
+
+        Slots without a proposal score 0, and so do boxes of which nothing lies inside the input: clipped, they are
+        lines at its edge.
+        """
         slots = tuple(proposals.valid.shape)  # [B, N]
         boxes_xyxy = self.box_coder.decode(proposals.boxes_xyxy[:, :, None], deltas.unflatten(0, slots))  # [B, N, R, 4]
         scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, slots)  # [B, N, K]
-        return Candidates(clip_boxes_to_image(boxes_xyxy, image_hw), scores * proposals.valid[..., None])
+        boxes_xyxy = clip_boxes_to_image(boxes_xyxy, image_hw)
+        visible = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2] >= MIN_SIDE_PX).all(dim=-1)  # [B, N, R]
+        return Candidates(boxes_xyxy, scores * (visible & proposals.valid[..., None]))
 
     def losses(self, logits: Tensor, deltas: Tensor, regions: Regions) -> dict[str, Tensor]:
         """Cross-entropy and smooth L1 over sampled regions, divided by their number."""

@@ -22,6 +22,8 @@ POSITIVE_SHARE = 0.5
 POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3
 MIN_SIDE_PX = 1e-3
 """A box that clipping leaves thinner than this is no proposal."""
+LOWEST = torch.finfo(torch.float32).min
+"""In the place of the logit of a box that is no proposal. Logits rank, not scores, of which few differ near 1."""
 SMOOTH_L1_BETA = 1 / 9
 """Where the box loss turns from square to straight; of the original code, with sigma 3."""
 
@@ -87,21 +89,21 @@ class RegionProposalNetwork(nn.Module):
             image_hw: the input's size, to which boxes are clipped.
             count: how many an image at most; fewer where the maps have fewer anchors.
         """
-        scores, boxes_xyxy, kept = [], [], []
+        ranked, boxes_xyxy = [], []
         sizes = [logits.shape[1] for logits in outputs.logits]
         for logits, deltas, here in zip(*outputs, anchors.split(sizes), strict=True):
             best, index = logits.topk(min(PRE_NMS, logits.shape[1]), dim=1)  # [B, P]
             chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))  # [B, P, 4]
             boxes = clip_boxes_to_image(self.box_coder.decode(here[index], chosen), image_hw)
             usable = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE_PX).all(dim=-1)
-            scores.append(best.sigmoid() * usable)
+            scores = best.sigmoid() * usable
+            kept = torch.stack([_survivors(*image) for image in zip(boxes, scores, strict=True)]) & usable
+            ranked.append(torch.where(kept, best, LOWEST))
             boxes_xyxy.append(boxes)
-            kept.append(torch.stack([_survivors(*image) for image in zip(boxes, scores[-1], strict=True)]) & usable)
-        all_boxes, ranked = torch.cat(boxes_xyxy, dim=1), torch.cat(scores, dim=1)
-        # Two keys in one: what was suppressed ranks below all that was not.
-        ranked = torch.where(torch.cat(kept, dim=1), ranked, ranked - 2)
-        best, index = ranked.topk(min(count, ranked.shape[1]), dim=1)  # [B, N]
-        return Proposals(all_boxes.gather(1, index[..., None].expand(-1, -1, 4)), best >= 0)
+        logits = torch.cat(ranked, dim=1)
+        best, index = logits.topk(min(count, logits.shape[1]), dim=1)  # [B, N]
+        boxes = torch.cat(boxes_xyxy, dim=1).gather(1, index[..., None].expand(-1, -1, 4))
+        return Proposals(boxes, best > LOWEST)
 
     def losses(self, outputs: RegionOutputs, anchors: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Objectness and box loss over a random sample of each image's anchors, divided by its size.

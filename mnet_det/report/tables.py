@@ -160,7 +160,9 @@ def print_catalogue(console: Console, entries: Sequence[Entry], *, have: Collect
         if entry.note:
             lines.append(f"  {entry.note}")
         archive = "" if entry.member is None else " (of the archive)"
-        known = "not known; recorded at the first download" if entry.sha256 is None else f"{entry.sha256}{archive}"
+        start = f"begins with {entry.sha256_start}, the rest " if entry.sha256_start else ""
+        unknown = f"{start}not known; recorded at the first download"
+        known = unknown if entry.sha256 is None else f"{entry.sha256}{archive}"
         lines += [f"  sha256 {known}", f"  {entry.url}"]
         if entry.member is not None:
             lines.append(f"  in it: {entry.member}")

@@ -17,7 +17,7 @@ def read_published(path: Path, *, labels: Sequence[str] | None = None) -> Publis
 
     Args:
         path: `.tflite` (COCO SSD, classifier or embedding extractor), `.h5` (Keras Applications), `.safetensors` or
-            `.pth` (timm).
+            `.pth` (timm and torchvision).
         labels: one for each output of the file, background first or left out, `???` for outputs without a class.
             Needed only where the file does not hold them and they are neither COCO's nor ImageNet's.
 
@@ -47,9 +47,14 @@ def _read(path: Path, labels: Sequence[str] | None) -> Published:
 
         return read_keras(path, labels=labels)
     if suffix in (".safetensors", ".pth"):
+        from mnet_det.weights.state_dict import read_state_dict
         from mnet_det.weights.timm import read_timm
+        from mnet_det.weights.torchvision import read_torchvision, torchvision_name
 
-        return read_timm(path, labels=labels)
+        tensors = read_state_dict(path)
+        if torchvision_name(tensors) is not None:
+            return read_torchvision(tensors, labels=labels)
+        return read_timm(tensors, file_name=path.name, labels=labels)
     raise CheckpointError(f"not a format of published weights that we read; known: {', '.join(SUFFIXES)}")
 
 

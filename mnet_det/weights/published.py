@@ -84,22 +84,32 @@ def require_fit(published: Published) -> Published:
     Raises:
         CheckpointError: the first tensor that differs, with both shapes and the likely alpha.
     """
-    expected = _expected(published)
+    require_tensors(published.weights, _expected(published), network="MobileNetV1", alpha=published.model.alpha)
+    return published
+
+
+def require_tensors(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, network: str, alpha: float
+) -> None:
+    """Refuse weights that are not those of a network: all of them, of the same shapes, finite, and no others.
+
+    Raises:
+        CheckpointError: the first tensor that differs, with both shapes and the likely alpha.
+    """
     for name, tensor in expected.items():
-        came = published.weights.get(name)
+        came = weights.get(name)
         if came is None or came.shape != tensor.shape:
             has = "nothing for it" if came is None else f"{list(came.shape)}"
             raise CheckpointError(
-                f"not MobileNetV1 as we know it: {name} should be {list(tensor.shape)} at alpha "
-                f"{published.model.alpha:.10g} (the likely one, from its last block), the file has {has}"
+                f"not {network} as we know it: {name} should be {list(tensor.shape)} at alpha {alpha:.10g} (the likely "
+                f"one), the file has {has}"
             )
-    strangers = sorted(set(published.weights) - set(expected) - {"stored_anchors"})
+    strangers = sorted(set(weights) - set(expected) - {"stored_anchors"})
     if strangers:
         raise CheckpointError(f"has tensors that our network does not know: {', '.join(strangers[:5])}")
-    broken = [name for name, tensor in published.weights.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{broken[0]} holds numbers that are not finite; is the file damaged?")
-    return published
 
 
 def foreground(labels: Sequence[str] | None, outputs: int, known: Sequence[str] | None) -> list[tuple[int, str]]:

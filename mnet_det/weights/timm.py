@@ -2,54 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mnet_det.config import ModelConfig
-from mnet_det.errors import CheckpointError
+from mnet_det.errors import CheckpointError, DownloadError
+from mnet_det.models.backbone import Need
 from mnet_det.models.mobilenet_v1 import BLOCKS
+from mnet_det.models.timm_backbone import timm_backbone
+from mnet_det.models.torchvision_backbones import TORCHVISION_BACKBONES
 from mnet_det.weights.published import Published, Weights, class_names, likely_alpha, require_fit
 
 BN_EPS = 1e-5
 """torch's default, which timm's MobileNetV1 leaves alone."""
 STAGES = (1, 2, 2, 6, 2)
 """Blocks in each of timm's stages; together they are the 13 of Table 1."""
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Keys under which training scripts keep the weights; the averaged ones first."""
 
 
-def read_timm(path: Path, *, labels: Sequence[str] | None = None) -> Published:
-    """Read a state dict of timm's MobileNetV1; pixels are scaled to -1…1, padding is symmetric.
+def read_timm(tensors: Mapping[str, Tensor], *, file_name: str = "", labels: Sequence[str] | None = None) -> Published:
+    """A state dict of timm's MobileNetV1; pixels are scaled to -1…1, padding is symmetric.
+
+    Args:
+        tensors: by timm's names, float32.
+        file_name: which may tell the resolution.
+        labels: as in `read_published`.
 
     Raises:
-        CheckpointError: damaged, or tensors of another network.
+        CheckpointError: tensors of another network.
     """
-    tensors = _read_tensors(path)
     names_of = _our_names()
     weights: Weights = {}
     for name, tensor in tensors.items():
-        layer, _, leaf = name.removeprefix("module.").rpartition(".")
+        layer, _, leaf = name.rpartition(".")
         if layer not in names_of:
             raise CheckpointError(
                 f"not timm's MobileNetV1: {name} {list(tensor.shape)} is none of its tensors; expected "
-                "mobilenetv1_100, mobilenetv1_100h or mobilenetv1_125"
+                "mobilenetv1_100, mobilenetv1_100h or mobilenetv1_125 of timm, or of torchvision "
+                f"{', '.join(TORCHVISION_BACKBONES)}"
             )
-        weights[f"{names_of[layer]}.{leaf}"] = tensor.float() if tensor.is_floating_point() else tensor
+        weights[f"{names_of[layer]}.{leaf}"] = tensor
     last = weights.get("backbone.blocks.13.pointwise.conv.weight")
     if last is None:
         raise CheckpointError("not timm's MobileNetV1: its last block (blocks.4.1.conv_pw.weight) is missing")
     names: tuple[str, ...] = ()
     if "classifier.weight" in weights:
         names = class_names(labels, len(weights["classifier.weight"]))
-    found = re.search(r"_r(\d{3})(?!\d)", path.name)
+    found = re.search(r"_r(\d{3})(?!\d)", file_name)
     side = int(found[1]) if found else 224
     published = Published(
         kind="classifier" if names else "backbone",
@@ -60,6 +61,36 @@ def read_timm(path: Path, *, labels: Sequence[str] | None = None) -> Published:
         folded=False,
     )
     return require_fit(published)
+
+
+def fetch_timm(model: ModelConfig) -> Published:
+    """The weights that timm itself has for `model.backbone=timm:NAME`, from its hub or its cache.
+
+    Raises:
+        ConfigError: see `timm_backbone`.
+        DownloadError: no network, or timm has none for this network.
+        MissingPackageError: timm is not installed.
+    """
+    name = model.backbone.removeprefix("timm:")
+    need: Need = "c4" if model.head == "faster_rcnn" and not model.fpn else "ssd"
+    try:
+        backbone = timm_backbone(name, need=need, taps=model.taps, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(f"timm has no weights for {name} here: {str(error).splitlines()[0]}") from None
+    about = cast("dict[str, Any]", backbone.network.pretrained_cfg)
+    return Published(
+        kind="backbone",
+        model=model.model_copy(
+            update={
+                "pixel_mean": tuple(255 * share for share in about["mean"]),
+                "pixel_std": tuple(255 * share for share in about["std"]),
+            }
+        ),
+        class_names=(),
+        category_ids=(),
+        weights={f"backbone.network.{key}": tensor for key, tensor in backbone.network.state_dict().items()},
+        folded=False,
+    )
 
 
 def _our_names() -> dict[str, str]:
@@ -82,26 +113,3 @@ def _our_names() -> dict[str, str]:
                 f"{theirs}.bn2": f"{ours}.pointwise.bn",
             }
     return names
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training script saves its arguments too
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot be read ({reason[:120]}); is the file whole?") from None
-    if isinstance(content, dict):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError("not a state dict; expected tensors by name, as timm publishes them")
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot be read ({error}); is the file whole?") from None

@@ -78,16 +78,16 @@ def test_folding_leaves_no_batch_norm_and_the_detector_as_it_was() -> None:
 )
 def test_every_backbone_is_folded(backbone: str) -> None:
     alpha = 0.35 if backbone.startswith("mobilenet") else 1
-    detector = scrambled("model.base_hw=[80,80]", f"model.backbone={backbone}", f"model.alpha={alpha}").eval()
+    words = ("model.base_hw=[80,80]", f"model.backbone={backbone}", f"model.alpha={alpha}")
+    detector = scrambled(*words).eval().double()  # linear bottlenecks with such statistics magnify what float32 rounds
     fused = fuse(detector)
-    left = [type(module) for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert nn.BatchNorm2d not in left  # timm's own classes hold an activation too, and stay
-    assert bool(left) == backbone.startswith("timm:")
-    pixels = torch.rand((1, 3, 80, 80), generator=torch.Generator().manual_seed(0))
+    left = any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert left == backbone.startswith("timm:")  # its own classes hold an activation too, and stay
+    pixels = torch.rand((1, 3, 80, 80), generator=torch.Generator().manual_seed(0)).double()
     with torch.inference_mode():
         expected, found = detector.backbone(pixels), fused.backbone(pixels)  # type: ignore[operator]
     for one, other in zip(expected, found, strict=True):
-        torch.testing.assert_close(other, one, atol=1e-4 * float(one.abs().max()), rtol=1e-4)
+        torch.testing.assert_close(other, one)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""SSD's anchors: how many, where, of what shape and in which order."""
+"""Anchors of SSD and of region proposals: how many, where, of what shape and in which order."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
+from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionsGenerator
 
-from mnet_det.models.anchors import AnchorGenerator
+from mnet_det.models.anchors import AnchorGenerator, RegionAnchors
 
 MAPS_300 = [(side, side) for side in (19, 10, 5, 3, 2, 1)]
 
@@ -102,3 +103,56 @@ def test_generator_can_be_pickled() -> None:
     generator = AnchorGenerator(scales=(0.1, 0.9))
     same = pickle.loads(pickle.dumps(generator))
     assert np.array_equal(same(MAPS_300, (300, 300)), generator(MAPS_300, (300, 300)))
+
+
+def test_the_lowest_layer_can_have_six_anchors_too() -> None:
+    generator = AnchorGenerator(reduce_boxes_in_lowest_layer=False)
+    anchors = generator(MAPS_300, (300, 300))
+    assert generator.num_per_cell == (6,) * 6
+    # (19² + 10² + 5² + 3² + 2² + 1²) × 6 = 500 × 6
+    assert anchors.shape == (3000, 4)
+    # Scale 0.2 is 60; √2 = 1.4142, √3 = 1.7321; the last is √(0.2 × 0.35) × 300 = 79.3725.
+    first = [(60, 60), (84.8528, 42.4264), (42.4264, 84.8528), (103.9230, 34.6410), (34.6410, 103.9230)]
+    assert np.allclose(wh(anchors)[:6], [*first, (79.3725, 79.3725)], atol=1e-3)
+    assert np.array_equal(anchors[19 * 19 * 6 :], AnchorGenerator()(MAPS_300, (300, 300))[1083:])  # the others stay
+
+
+def test_region_anchors_by_hand() -> None:
+    generator = RegionAnchors((32, 64))
+    anchors = generator([(2, 3)], (32, 60))
+    assert generator.num_per_cell == 6
+    assert anchors.shape == (2 * 3 * 6, 4)
+    assert anchors.dtype == np.float32
+    # The first cell's middle is (10, 8). Areas 32² and 64²; high (1 : 2), square and wide (2 : 1).
+    # 32 / √2 = 22.6274 by 45.2548; twice that for 64.
+    low, high = 22.6274, 45.2548
+    first = [(low, high), (32, 32), (high, low), (2 * low, 2 * high), (64, 64), (2 * high, 2 * low)]
+    assert np.allclose(wh(anchors)[:6], first, atol=1e-3)
+    assert np.allclose(centres(anchors)[:6], (10, 8), atol=1e-4)
+    # Then the next column, 20 pixels on, and after the third the next row, 16 below.
+    assert np.allclose(centres(anchors)[6:12], (30, 8), atol=1e-4)
+    assert np.allclose(centres(anchors)[18:24], (10, 24), atol=1e-4)
+
+
+def test_region_anchors_are_the_same_on_every_map_and_at_every_input_size() -> None:
+    generator = RegionAnchors((32, 64, 128, 256))
+    small, large = generator([(19, 19), (10, 10)], (300, 300)), generator([(38, 38)], (600, 600))
+    assert len(small) == (19 * 19 + 10 * 10) * 12
+    assert len(large) == 38 * 38 * 12
+    for anchors in (small, large):
+        shapes = wh(anchors).reshape(-1, 12, 2)
+        assert np.allclose(shapes, shapes[0], atol=1e-3)
+    assert np.allclose(wh(small)[:12], wh(large)[:12], atol=1e-3)
+
+
+def test_region_anchors_have_torchvisions_shapes() -> None:
+    """Torchvision takes height / width for the ratio, changes the size fastest, and rounds to half pixels."""
+    theirs = TorchvisionsGenerator(((32, 64, 128),), ((2.0, 1.0, 0.5),)).cell_anchors[0].numpy()
+    ours = wh(RegionAnchors((32, 64, 128))([(1, 1)], (16, 16))).reshape(3, 3, 2)
+    assert np.abs(ours.swapaxes(0, 1).reshape(-1, 2) - wh(theirs)).max() <= 1
+
+
+def test_region_anchors_can_be_pickled() -> None:
+    generator = RegionAnchors((32, 64))
+    same = pickle.loads(pickle.dumps(generator))
+    assert np.array_equal(same([(4, 4)], (64, 64)), generator([(4, 4)], (64, 64)))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from mnet_det.models.matching import BACKGROUND, IGNORED, match_anchors
+from mnet_det.models.matching import BACKGROUND, IGNORED, classes_of, match_anchors, sample_matches
 from mnet_det.structures import Target
 
 Box = tuple[float, float, float, float]
@@ -123,3 +124,81 @@ def test_matching_changes_neither_anchors_nor_target() -> None:
     before = anchors.clone(), truth.boxes_xyxy.clone(), truth.ignored_xyxy.clone()
     match_anchors(anchors, truth)
     assert all(map(torch.equal, before, (anchors, truth.boxes_xyxy, truth.ignored_xyxy)))
+
+
+def test_anchors_between_two_thresholds_are_ignored() -> None:
+    anchors = boxes((0, 0, 10, 10), (0, 0, 10, 7), (0, 0, 10, 6.9), (0, 0, 10, 3), (0, 0, 10, 2.9), (50, 50, 60, 60))
+    # IoU with the box: 1, 0.7 (enough), 0.69, 0.3 (too much for background), 0.29 and 0.
+    matched = match_anchors(anchors, target((0, 0, 10, 10)), positive_iou=0.7, negative_iou=0.3)
+    assert matched.tolist() == [0, 0, IGNORED, IGNORED, BACKGROUND, BACKGROUND]
+
+
+def test_a_box_s_own_anchor_may_lie_between_two_thresholds_or_below_both() -> None:
+    anchors = boxes((0, 0, 10, 10), (50, 50, 60, 60), (50, 50, 60, 64))
+    # The first box overlaps its best anchor by 0.5, the second by 20 / 150 = 0.13.
+    matched = match_anchors(anchors, target((0, 0, 10, 5), (50, 62, 60, 65)), positive_iou=0.7, negative_iou=0.3)
+    assert matched.tolist() == [0, BACKGROUND, 1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_thresholds_are_torchvisions_but_for_the_anchors_that_boxes_own(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    anchors, true = random_boxes(rng, 300), random_boxes(rng, 6)
+    expected = Matcher(0.5, 0.3)(box_iou(true, anchors))
+    placed = Target(true, torch.zeros(len(true), dtype=torch.int64), boxes(), (1000, 1000))
+    matched = match_anchors(anchors, placed, positive_iou=0.5, negative_iou=0.3)
+    assert (BACKGROUND, IGNORED) == (Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS)
+    assert set(expected.tolist()) >= {BACKGROUND, IGNORED}
+    assert int((matched != expected).sum()) <= len(true)
+    assert (matched[matched != expected] >= 0).all()
+
+
+def test_crowd_and_padding_stay_ignored_below_both_thresholds() -> None:
+    anchors = boxes((0, 0, 10, 10), (20, 0, 30, 10), (60, 0, 70, 10), (40, 0, 50, 10))
+    truth = target((0, 0, 10, 10), crowd=[(20, 0, 30, 10)], valid_hw=(50, 60))
+    matched = match_anchors(anchors, truth, positive_iou=0.7, negative_iou=0.3)
+    assert matched.tolist() == [0, IGNORED, IGNORED, BACKGROUND]
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "expected"),
+    [
+        pytest.param(50, 50, (5, 15), id="enough of both"),
+        pytest.param(2, 50, (2, 18), id="background fills up"),
+        pytest.param(50, 3, (5, 3), id="positives do not"),
+        pytest.param(0, 50, (0, 20), id="no boxes"),
+        pytest.param(0, 0, (0, 0), id="nothing"),
+    ],
+)
+def test_a_sample_is_a_quarter_positive_at_most(positives: int, negatives: int, expected: tuple[int, int]) -> None:
+    matched = torch.tensor([3] * positives + [BACKGROUND] * negatives + [IGNORED] * 30)
+    matched = matched[torch.randperm(len(matched), generator=torch.Generator().manual_seed(0))]
+    chosen = sample_matches(matched, count=20, positive_share=0.25)
+    assert chosen.dtype == torch.bool
+    assert (int((matched[chosen] == 3).sum()), int((matched[chosen] == BACKGROUND).sum())) == expected
+    assert not (chosen & (matched == IGNORED)).any()
+
+
+def test_every_anchor_is_drawn_as_often_as_any_other() -> None:
+    torch.manual_seed(0)
+    matched = torch.tensor([0, 1] * 10 + [BACKGROUND] * 40)
+    draws = torch.stack([sample_matches(matched, count=20, positive_share=0.5) for _ in range(400)]).sum(dim=0)
+    # Of 20 positives 10 are drawn and of 40 negatives 10, each time: means 200 and 100, five standard deviations 50.
+    assert draws[:20].sub(200).abs().max() < 50
+    assert draws[20:].sub(100).abs().max() < 50
+
+
+def test_a_sample_follows_the_seed() -> None:
+    matched = torch.full((100,), BACKGROUND)
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(sample_matches(matched, count=20, positive_share=0.5))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_a_class_is_the_label_after_background() -> None:
+    matched = torch.tensor([1, BACKGROUND, 0, IGNORED, 1])
+    assert classes_of(matched, torch.tensor([7, 0])).tolist() == [1, 0, 8, 0, 1]
+    assert classes_of(torch.tensor([BACKGROUND, IGNORED]), torch.tensor([], dtype=torch.int64)).tolist() == [0, 0]

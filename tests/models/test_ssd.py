@@ -8,11 +8,14 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import ssd as torchvisions
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from mnet_det.config import ModelConfig
 from mnet_det.models import build_detector
 from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNAct
+from mnet_det.models.matching import match_anchors
 from mnet_det.structures import Target
 
 K = 3
@@ -224,3 +227,37 @@ def test_a_detector_can_be_pickled() -> None:
     ssd = detector().eval()
     same = pickle.loads(pickle.dumps(ssd))
     assert torch.equal(same(pictures()).scores, ssd(pictures()).scores)
+
+
+@pytest.mark.parametrize("images", ["all with boxes", "one without"])
+@pytest.mark.parametrize("head", HEADS)
+def test_losses_are_torchvisions_on_the_same_matches(head: str, images: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision takes no negatives from an image without boxes, and we take MIN_NEGATIVES: those are set to 0."""
+    ssd = detector(head=head).eval()
+    truth = targets()
+    if images == "one without":
+        monkeypatch.setattr("mnet_det.models.losses.MIN_NEGATIVES", 0)
+        truth[1] = target()
+    with torch.no_grad():
+        for predictors in (ssd.class_predictors, ssd.box_predictors):  # so that no two negatives cost the same
+            for parameter in predictors.parameters():  # type: ignore[union-attr]
+                parameter += torch.randn_like(parameter) * 0.3
+        found = ssd.losses(pictures(), truth)
+        logits, deltas, anchors = ssd._predict(pictures())  # type: ignore[operator]
+    theirs = torchvisions.SSD(nn.Identity(), DefaultBoxGenerator([[2]]), (96, 128), K + 1, head=nn.Identity())
+    expected = theirs.compute_loss(
+        [{"boxes": one.boxes_xyxy, "labels": one.labels + 1} for one in truth],
+        {"cls_logits": logits, "bbox_regression": deltas},
+        [anchors, anchors],
+        [match_anchors(anchors, one) for one in truth],
+    )
+    assert found["class"].item() == pytest.approx(expected["classification"].item(), rel=1e-4)
+    assert found["box"].item() == pytest.approx(expected["bbox_regression"].item(), rel=1e-4)
+    assert found["box"] > 0
+
+
+def test_the_lowest_layer_can_have_six_anchors_a_cell() -> None:
+    boxes_xyxy, scores = detector(reduce_boxes_in_lowest_layer=False).eval()(pictures())
+    # As above, with 48 × 6 on the first map and not 48 × 3: 258 + 144.
+    assert boxes_xyxy.shape == (2, 402, 1, 4)
+    assert scores.shape == (2, 402, K)

@@ -76,6 +76,64 @@ def test_ssdlite320_costs_what_the_mobilenet_v2_paper_says() -> None:
     assert round(cost.params / 1e6, 1) == 5.1
 
 
+FASTER_RCNN = ("model.head=faster_rcnn", "model.padding=same")
+
+
+@pytest.mark.parametrize(
+    ("side", "mult_adds_g", "first_stage_g"),
+    [
+        # 0.90 of the backbone and 0.87 of the proposal network; at 600 pixels four times as much.
+        pytest.param(300, 25.2, 0.90 + 0.87, id="Faster R-CNN 300"),
+        pytest.param(600, 30.5, 3.57 + 3.46, id="Faster R-CNN 600"),
+    ],
+)
+def test_faster_rcnn_costs_what_the_paper_says(side: int, mult_adds_g: float, first_stage_g: float) -> None:
+    """Howard et al. 2017, Table 13."""
+    cost = detector(*FASTER_RCNN, f"model.base_hw=[{side},{side}]")
+    assert cost.mult_adds / 1e9 == pytest.approx(mult_adds_g, rel=0.03)
+    assert cost.params / 1e6 == pytest.approx(6.1, rel=0.03)
+    assert cost.proposals == 300
+    # Blocks 12 and 13 on 14×14, halved at once: 49 (9 × 512 + 512 × 1024 + 9 × 1024 + 1024 × 1024) = 77.8 M. Then the
+    # class scores and a box for each: 1024 (81 + 320) = 0.4 M.
+    assert cost.mult_adds_per_proposal == 49 * (9 * 512 + 512 * 1024 + 9 * 1024 + 1024 * 1024) + 1024 * (81 + 320)
+    assert (cost.mult_adds - 300 * cost.mult_adds_per_proposal) / 1e9 == pytest.approx(first_stage_g, rel=0.03)
+
+
+@pytest.mark.parametrize("fpn", ["false", "true"])
+def test_the_second_stage_costs_as_much_as_there_are_proposals(fpn: str) -> None:
+    few, many = (
+        detector(*FASTER_RCNN, "model.alpha=0.25", f"model.fpn={fpn}", f"model.proposals={count}", classes=3)
+        for count in (50, 150)
+    )
+    assert (few.proposals, many.proposals) == (50, 150)
+    assert many.mult_adds - few.mult_adds == 100 * few.mult_adds_per_proposal
+    assert many.mult_adds_per_proposal == few.mult_adds_per_proposal
+    assert many.params == few.params
+    if fpn == "true":  # two fully connected layers on 7×7 of 256 channels, 4 class scores and 3 boxes
+        assert few.mult_adds_per_proposal == 49 * 256 * 1024 + 1024 * 1024 + 1024 * (4 + 12)
+
+
+def test_where_anchors_are_few_so_are_the_proposals() -> None:
+    cost = detector(*FASTER_RCNN, "model.alpha=0.25", "model.base_hw=[64,64]")
+    assert cost.proposals == 4 * 4 * 12
+
+
+def test_a_proposal_network_counts_every_map_it_looks_at() -> None:
+    cost = detector(*FASTER_RCNN, "model.alpha=0.25", "model.fpn=true", "model.base_hw=[320,320]")
+    layers = {layer.name: layer for layer in cost.layers}
+    cells = 20 * 20 + 10 * 10 + 5 * 5  # strides 16, 32 and 64
+    assert layers["rpn.conv"].mult_adds == 9 * 256 * 256 * cells
+    assert layers["rpn.deltas"].mult_adds == 256 * 12 * 4 * cells
+    assert (layers["rpn.conv"].output, layers["rpn.conv"].times) == ((256, 20, 20), 1)
+    assert {layer.times for name, layer in layers.items() if name.startswith("roi_")} == {300}
+
+
+def test_one_stage_has_no_proposals() -> None:
+    cost = detector("model.alpha=0.25", classes=3)
+    assert (cost.proposals, cost.mult_adds_per_proposal) == (0, 0)
+    assert {layer.times for layer in cost.layers} == {1}
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.3])
 def test_each_separable_block_costs_what_the_closed_formula_says(alpha: float) -> None:
     cost = classifier(f"model.alpha={alpha}")
@@ -101,7 +159,11 @@ def test_the_formula_s_block_is_the_one_that_is_counted() -> None:
     assert counter.get_total_flops() == 2 * (9 * 64 * 28 * 28 + 64 * 128 * 28 * 28)
 
 
-@pytest.mark.parametrize("words", [(), ("model.head=ssdlite", "model.padding=same")], ids=["ssd", "ssdlite"])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("model.head=ssdlite", "model.padding=same"), FASTER_RCNN, (*FASTER_RCNN, "model.fpn=true")],
+    ids=["ssd", "ssdlite", "faster_rcnn", "faster_rcnn with fpn"],
+)
 def test_layers_and_kinds_add_up_to_the_whole(words: tuple[str, ...]) -> None:
     model = load_config(None, words).model
     cost = detector(*words, classes=3)
@@ -156,8 +218,16 @@ def test_batch_norm_and_biases_are_a_kind_of_their_own() -> None:
 
 def test_json_has_the_promised_keys() -> None:
     content = classifier("model.alpha=0.25").to_json()
-    assert {"params", "mult_adds", "by_kind", "layers", "separable_blocks"} == content.keys()
-    assert content["layers"][0].keys() == {"name", "kind", "mult_adds", "params", "output"}
+    assert content.keys() == {
+        "params",
+        "mult_adds",
+        "by_kind",
+        "layers",
+        "separable_blocks",
+        "proposals",
+        "mult_adds_per_proposal",
+    }
+    assert content["layers"][0].keys() == {"name", "kind", "mult_adds", "params", "output", "times"}
     kind = content["by_kind"]["1x1 convolution"]
     assert kind.keys() == {"mult_adds", "params", "mult_adds_share", "params_share"}
     assert content["separable_blocks"][0]["ratio"] == pytest.approx(1 / 16 + 1 / 9)  # 64 × 0.25 channels

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mnet_det.errors import CheckpointError
 from mnet_det.models import build_classifier
+from mnet_det.weights import read_published
 from mnet_det.weights.published import imagenet_names
-from mnet_det.weights.timm import read_timm
 
 
 def network_of_timm(name: str, **settings: Any) -> nn.Module:
@@ -48,7 +48,7 @@ def test_logits_are_those_of_timm(tmp_path: Path, name: str, alpha: float, head:
     theirs = network_of_timm(name)
     path = tmp_path / "model.safetensors"
     save_file(theirs.state_dict(), path)
-    published = read_timm(path)
+    published = read_published(path)
     ours = build_classifier(published.model, head_channels=head)
     ours.load_state_dict(published.weights)
     images = torch.randint(0, 256, (2, 3, 65, 96), dtype=torch.uint8)
@@ -82,7 +82,7 @@ def test_each_way_to_wrap_a_pth_gives_the_same_weights(
     tmp_path: Path, state: dict[str, Tensor], wrap: Callable[[dict[str, Tensor]], dict[str, Any]]
 ) -> None:
     torch.save(wrap(state), tmp_path / "model.pth")
-    weights = read_timm(tmp_path / "model.pth", labels=TEN).weights
+    weights = read_published(tmp_path / "model.pth", labels=TEN).weights
     assert len(weights) == len(state)
     assert torch.equal(weights["classifier.weight"], state["classifier.weight"])
     assert torch.equal(weights["backbone.stem.bn.running_var"], state["bn1.running_var"])
@@ -92,13 +92,13 @@ def test_each_way_to_wrap_a_pth_gives_the_same_weights(
 
 def test_half_precision_becomes_float32(tmp_path: Path, state: dict[str, Tensor]) -> None:
     save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, tmp_path / "a.safetensors")
-    weights = read_timm(tmp_path / "a.safetensors", labels=TEN).weights
+    weights = read_published(tmp_path / "a.safetensors", labels=TEN).weights
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}
 
 
 def test_weights_without_a_classifier_are_a_backbone(tmp_path: Path, state: dict[str, Tensor]) -> None:
     save_file({n: t for n, t in state.items() if not n.startswith("classifier")}, tmp_path / "a.safetensors")
-    published = read_timm(tmp_path / "a.safetensors")
+    published = read_published(tmp_path / "a.safetensors")
     assert (published.kind, published.class_names) == ("backbone", ())
     assert all(name.startswith("backbone.") for name in published.weights)
 
@@ -108,7 +108,7 @@ def test_weights_without_a_classifier_are_a_backbone(tmp_path: Path, state: dict
 )
 def test_resolution_comes_from_the_name(tmp_path: Path, state: dict[str, Tensor], name: str, side: int) -> None:
     save_file(state, tmp_path / name)
-    assert read_timm(tmp_path / name, labels=TEN).model.base_hw == (side, side)
+    assert read_published(tmp_path / name, labels=TEN).model.base_hw == (side, side)
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_other_tensors_are_refused(
     path = tmp_path / "model.safetensors"
     save_file(change(state), path)
     with pytest.raises(CheckpointError, match=message):
-        read_timm(path, labels=TEN)
+        read_published(path, labels=TEN)
 
 
 def test_mobilenet_v2_is_refused(tmp_path: Path) -> None:
     save_file(timm.create_model("mobilenetv2_050").state_dict(), tmp_path / "v2.safetensors")
     with pytest.raises(CheckpointError, match=r"not timm's MobileNetV1: .*expected mobilenetv1_100, mobilenetv1_100h"):
-        read_timm(tmp_path / "v2.safetensors")
+        read_published(tmp_path / "v2.safetensors")
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -167,14 +167,14 @@ def test_a_file_that_is_cut_short_is_refused(
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
     with pytest.raises(CheckpointError, match=r"cannot be read \(.*\); is the file whole\?"):
-        read_timm(path, labels=TEN)
+        read_published(path, labels=TEN)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"bn1.weight": "text"}}, {}], ids=["list", "text", "empty"])
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"not a state dict|not timm's MobileNetV1"):
-        read_timm(tmp_path / "model.pth")
+        read_published(tmp_path / "model.pth")
 
 
 def test_what_timms_own_training_script_saves_is_read(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -182,17 +182,17 @@ def test_what_timms_own_training_script_saves_is_read(tmp_path: Path, state: dic
     torch.save(
         {"state_dict": state, "args": argparse.Namespace(model="mobilenetv1_100"), "epoch": 3}, tmp_path / "x.pth"
     )
-    assert read_timm(tmp_path / "x.pth", labels=TEN).kind == "classifier"
+    assert read_published(tmp_path / "x.pth", labels=TEN).kind == "classifier"
 
 
 def test_a_revision_in_the_name_is_no_resolution(tmp_path: Path, state: dict[str, Tensor]) -> None:
     """`mobilenetv1_r2.pth` was a traceback: an input of 2x2 pixels."""
     torch.save(state, tmp_path / "mobilenetv1_r2.pth")
-    assert read_timm(tmp_path / "mobilenetv1_r2.pth", labels=TEN).model.base_hw == (224, 224)
+    assert read_published(tmp_path / "mobilenetv1_r2.pth", labels=TEN).model.base_hw == (224, 224)
 
 
 def test_classes_without_names_ask_for_labels(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"has 10 outputs and no names for them; .*--labels FILE"):
-        read_timm(tmp_path / "x.pth")
-    assert read_timm(tmp_path / "x.pth", labels=["background", *TEN]).class_names == tuple(TEN)
+        read_published(tmp_path / "x.pth")
+    assert read_published(tmp_path / "x.pth", labels=["background", *TEN]).class_names == tuple(TEN)
