@@ -55,6 +55,7 @@ BACKBONES = (
     "mobilenet_v3_small",
     "vgg16",
     "googlenet",
+    "inception_v2",
     "inception_v3",
     "squeezenet",
 )
@@ -76,7 +77,7 @@ class ModelConfig(_Section):
     rho: PositiveFloat = 1.0
     base_hw: tuple[PositiveInt, PositiveInt] = (300, 300)
     resize: Literal["stretch", "letterbox"] = "stretch"
-    init: UserPath | None = Field(default=None, description="published name or weights file to start training from")
+    init: UserPath | None = Field(default=None, description="published name, weights file, or pretrained (timm)")
     taps: tuple[Int | str, ...] | None = Field(default=None, description="maps of the backbone; its own choice if null")
     padding: Literal["symmetric", "same"] = "symmetric"
     activation: Literal["relu6", "relu"] = "relu6"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mnet_det.config import ModelConfig
 from mnet_det.errors import ConfigError
+from mnet_det.models import inception_v2, mobilenet_v1
 from mnet_det.models.backbone import Backbone, Need, pick_taps
 from mnet_det.models.detector import Detector
 from mnet_det.models.faster_rcnn import FasterRCNN
+from mnet_det.models.inception_v2 import InceptionV2, InceptionV2Classifier
 from mnet_det.models.layers import ConvStyle, PixelNormalization
-from mnet_det.models.mobilenet_v1 import DEFAULT_TAPS, STRIDES, MobileNetV1, MobileNetV1Classifier
+from mnet_det.models.mobilenet_v1 import MobileNetV1, MobileNetV1Classifier
 from mnet_det.models.ssd import SSD
 from mnet_det.models.timm_backbone import timm_backbone
 from mnet_det.models.torchvision_backbones import torchvision_backbone, torchvision_classifier
@@ -88,40 +92,58 @@ def build_backbone(config: ModelConfig) -> Backbone:
 
 def build_classifier(config: ModelConfig, *, num_classes: int = 1000, head_channels: int | None = None) -> nn.Module:
     """The ImageNet classifier on the config's backbone, with random weights; `head_channels` as in MobileNetV1's."""
-    if config.backbone != "mobilenet_v1":
-        if config.backbone.startswith("timm:"):
-            raise ConfigError("the classifier of a timm network is timm's own; info counts detectors on it")
-        return torchvision_classifier(
-            config.backbone,
-            alpha=config.alpha,
+    normalize = PixelNormalization(config.pixel_mean, config.pixel_std)
+    if config.backbone == "mobilenet_v1":
+        return MobileNetV1Classifier(
+            _mobilenet_v1(config, taps=(13,), second_stage=False),
             num_classes=num_classes,
-            reduced_tail=config.reduced_tail,
-            normalize=PixelNormalization(config.pixel_mean, config.pixel_std),
+            head_channels=head_channels,
+            style=_style(config),
+            normalize=normalize,
         )
-    return MobileNetV1Classifier(
-        _mobilenet_v1(config, taps=(13,), second_stage=False),
+    if config.backbone == "inception_v2":
+        backbone = InceptionV2(config.alpha, taps=(inception_v2.LAST,), style=_style(config))
+        return InceptionV2Classifier(backbone, num_classes=num_classes, normalize=normalize)
+    if config.backbone.startswith("timm:"):
+        raise ConfigError("the classifier of a timm network is timm's own; info counts detectors on it")
+    return torchvision_classifier(
+        config.backbone,
+        alpha=config.alpha,
         num_classes=num_classes,
-        head_channels=head_channels,
-        style=_style(config),
-        normalize=PixelNormalization(config.pixel_mean, config.pixel_std),
+        reduced_tail=config.reduced_tail,
+        normalize=normalize,
     )
 
 
 def _build(config: ModelConfig, need: Need) -> Backbone:
+    second_stage = need == "c4"
     if config.backbone == "mobilenet_v1":
-        places = {str(number): stride for number, stride in STRIDES.items()}
-        default = [str(number) for number in DEFAULT_TAPS[need]]
-        taps = tuple(map(int, pick_taps(places, config.taps, default=default, backbone=config.backbone)))
-        if need == "c4" and taps[-1] == 13:
-            raise ConfigError(
-                "model.taps: block 13 is MobileNetV1's last, which leaves none for the second stage; the paper has 11"
-            )
-        return _mobilenet_v1(config, taps=taps, second_stage=need == "c4")
+        places = {str(number): stride for number, stride in mobilenet_v1.STRIDES.items()}
+        default = [str(number) for number in mobilenet_v1.DEFAULT_TAPS[need]]
+        numbers = map(int, _taps(config, places, default=default, second_stage=second_stage))
+        return _mobilenet_v1(config, taps=tuple(numbers), second_stage=second_stage)
+    if config.backbone == "inception_v2":
+        taps = _taps(config, inception_v2.STRIDES, default=inception_v2.DEFAULT_TAPS[need], second_stage=second_stage)
+        return InceptionV2(config.alpha, taps=taps, second_stage=second_stage, style=_style(config))
     if config.backbone.startswith("timm:"):
         return timm_backbone(config.backbone.removeprefix("timm:"), alpha=config.alpha, need=need, taps=config.taps)
     return torchvision_backbone(
         config.backbone, alpha=config.alpha, need=need, taps=config.taps, reduced_tail=config.reduced_tail
     )
+
+
+def _taps(
+    config: ModelConfig, places: Mapping[str, int], *, default: Sequence[str], second_stage: bool
+) -> tuple[str, ...]:
+    """See `pick_taps`; a network whose second stage is its own layers must have some left."""
+    taps = pick_taps(places, config.taps, default=default, backbone=config.backbone)
+    last = list(places)[-1]
+    if second_stage and taps[-1] == last:
+        raise ConfigError(
+            f"model.taps: {last} is the last of {config.backbone}, which leaves none for the second stage; unless set, "
+            f"it is {default[-1]}"
+        )
+    return taps
 
 
 def _mobilenet_v1(config: ModelConfig, *, taps: tuple[int, ...], second_stage: bool) -> MobileNetV1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,15 +41,50 @@ class Conv2dSame(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C', ceil(H / stride), ceil(W / stride)]."""
-        height, width = features.shape[-2:]
-        top, bottom = _same_padding(height, self.kernel_size[0], self.stride[0])
-        left, right = _same_padding(width, self.kernel_size[1], self.stride[1])
-        return super().forward(F.pad(features, (left, right, top, bottom)))
+        return super().forward(F.pad(features, _same_padding(features, self.kernel_size, self.stride)))
 
 
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
+class MaxPool2dSame(nn.Module):
+    """A max pool with the same padding, which never wins."""
+
+    def __init__(self, kernel: int, *, stride: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, ceil(H / stride), ceil(W / stride)]."""
+        padding = _same_padding(features, (self.kernel, self.kernel), (self.stride, self.stride))
+        return F.max_pool2d(F.pad(features, padding, value=-math.inf), self.kernel, self.stride)
+
+
+def _same_padding(features: Tensor, kernel_hw: tuple[int, ...], stride_hw: tuple[int, ...]) -> list[int]:
+    """Left, right, top and bottom."""
+    sides: list[int] = []
+    for size, kernel, stride in zip(features.shape[-2:], kernel_hw, stride_hw, strict=True):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        sides = [total // 2, total - total // 2, *sides]
+    return sides
+
+
+def convolution(
+    in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, groups: int = 1, style: ConvStyle
+) -> nn.Conv2d:
+    """A convolution without bias, padded as the style says. `groups == in_channels` makes it depthwise."""
+    symmetric = style.padding == "symmetric"
+    conv = (nn.Conv2d if symmetric else Conv2dSame)(
+        in_channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=kernel // 2 if symmetric else 0,
+        groups=groups,
+        bias=False,
+    )
+    # He's initialisation over fan-in. Fan-out would count all channels of a depthwise convolution, though each filter
+    # sees one, and leave its output so small that batch norm's epsilon of 1e-3 swallows it.
+    nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+    return conv
 
 
 class ConvBNAct(nn.Sequential):
@@ -65,22 +101,9 @@ class ConvBNAct(nn.Sequential):
         style: ConvStyle = ConvStyle(),
     ) -> None:
         super().__init__()
-        symmetric = style.padding == "symmetric"
-        conv = nn.Conv2d if symmetric else Conv2dSame
-        self.conv = conv(
-            in_channels,
-            out_channels,
-            kernel,
-            stride=stride,
-            padding=kernel // 2 if symmetric else 0,
-            groups=groups,
-            bias=False,
-        )
+        self.conv = convolution(in_channels, out_channels, kernel=kernel, stride=stride, groups=groups, style=style)
         self.bn = nn.BatchNorm2d(out_channels, eps=style.bn_eps, momentum=style.bn_momentum)
         self.act = nn.ReLU6() if style.activation == "relu6" else nn.ReLU()
-        # He's initialisation over fan-in. Fan-out would count all channels of a depthwise convolution, though each
-        # filter sees one, and leave its output so small that batch norm's epsilon of 1e-3 swallows it.
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_in", nonlinearity="relu")
 
 
 class PixelNormalization(nn.Module):

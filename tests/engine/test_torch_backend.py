@@ -74,7 +74,7 @@ def test_folding_leaves_no_batch_norm_and_the_detector_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "backbone", ["mobilenet_v2", "mobilenet_v3_small", "googlenet", "inception_v3", "timm:mobilenetv4_conv_small"]
+    "backbone", ["mobilenet_v2", "mobilenet_v3_small", "googlenet", "inception_v2", "timm:mobilenetv4_conv_small"]
 )
 def test_every_backbone_is_folded(backbone: str) -> None:
     alpha = 0.35 if backbone.startswith("mobilenet") else 1

@@ -20,7 +20,13 @@ SMALL = (
     "model.train_proposals=16",
     "model.roi_samples=4",
 )
-WIDTHS = {"mobilenet_v1": 0.25, "mobilenet_v2": 0.35, "mobilenet_v3_large": 0.35, "mobilenet_v3_small": 0.5}
+WIDTHS = {
+    "mobilenet_v1": 0.25,
+    "mobilenet_v2": 0.35,
+    "mobilenet_v3_large": 0.35,
+    "mobilenet_v3_small": 0.5,
+    "inception_v2": 0.25,
+}
 TIMM = ("timm:mobilenetv4_conv_small", "timm:resnet18")
 
 
@@ -86,7 +92,14 @@ def test_both_kinds_of_head_detect_on_every_backbone(backbone: str) -> None:
         (["model.taps=[11]"], "gives maps of strides 16 there; the head ssd needs two or more"),
         (["model.taps=[7,11]"], "gives maps of strides 16, 16 there"),
         (["model.head=faster_rcnn", "model.taps=[5,11]"], "without model.fpn looks at one map, not 2"),
-        (["model.head=faster_rcnn", "model.taps=[13]"], "leaves none for the second stage; the paper has 11"),
+        (
+            ["model.head=faster_rcnn", "model.taps=[13]"],
+            "13 is the last .* leaves none for the second stage; unless set, it is 11",
+        ),
+        (
+            ["model.backbone=inception_v2", "model.head=faster_rcnn", "model.taps=[Mixed_5c]"],
+            "Mixed_5c is the last .* leaves none for the second stage; unless set, it is Mixed_4e",
+        ),
         (["model.backbone=vgg16", "model.alpha=0.5"], "model.alpha: vgg16 comes in one width, set 1"),
         (["model.backbone=inception_v3", "model.rho=0.2"], "at least 75 pixels a side here, got 60x60"),
         (["model.backbone=timm:resnet81"], "timm has no 'resnet81'; did you mean resnet"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnet_det.models.layers import Conv2dSame, ConvBNAct, ConvStyle, PixelNormalization
+from mnet_det.models.layers import Conv2dSame, ConvBNAct, ConvStyle, MaxPool2dSame, PixelNormalization
 
 
 def sum_of_window(*, kernel: int, stride: int) -> Conv2dSame:
@@ -44,6 +44,13 @@ def test_same_padding_differs_from_symmetric_only_at_stride_2_on_even_sizes(
     assert came.shape[2:] == tuple(-(-size // stride) for size in size_hw)  # TensorFlow: ceil(size / stride)
     even = any(size % 2 == 0 for size in size_hw)
     assert torch.allclose(came, other, atol=1e-6) == (not (kernel == 3 and stride == 2 and even))
+
+
+def test_same_padding_of_a_max_pool_lies_below_and_right_too_and_never_wins() -> None:
+    even = -torch.arange(1.0, 17.0).view(1, 1, 4, 4)  # windows begin at rows and columns 1 and 3
+    assert MaxPool2dSame(3, stride=2)(even)[0, 0].tolist() == [[-1, -3], [-9, -11]]
+    odd = -torch.arange(1.0, 10.0).view(1, 1, 3, 3)  # padding all around: windows begin outside, and at 2
+    assert MaxPool2dSame(3, stride=2)(odd)[0, 0].tolist() == [[-1, -2], [-4, -5]]
 
 
 def test_activation_follows_batch_norm_and_is_cut_at_6() -> None:
