@@ -299,7 +299,7 @@ def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A published name, a checkpoint (.pt) or a published .tflite file.")
     ],
-    format: Annotated[str, typer.Option(help="onnx")],
+    format: Annotated[str, typer.Option(help="onnx, or openvino (an .xml and a .bin file).")],
     out: Annotated[Path | None, typer.Option(help="The file; beside the model unless given, or here.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images the network takes at a time.")] = 1,
     calibration: Annotated[Path | None, typer.Option(help="Folder of images to compare on.", metavar="DIR")] = None,
@@ -311,14 +311,18 @@ def export(
 
     Example: mnet-det export runs/toy/best.pt --format onnx
     """
-    from mnet_det.engine.export import export_onnx
+    from mnet_det.engine.export import export_detector
 
-    if format != "onnx":
-        raise typer.BadParameter(f"--format {format}: expected onnx")
+    suffixes = {"onnx": ".onnx", "openvino": ".xml"}
+    if format not in suffixes:
+        raise typer.BadParameter(f"--format {format}: expected {' or '.join(suffixes)}")
+    suffix = suffixes[format]
+    if out is not None and out.suffix.lower() != suffix:
+        raise ConfigError(f"{out}: expected a name that ends in {suffix}")
     file = _model_file(model)
     if out is None:
-        out = file.with_suffix(".onnx") if file == Path(model) else Path(f"{model}.onnx")
-    print(export_onnx(file, out, images=calibration, batch=batch, proposals=proposals))
+        out = file.with_suffix(suffix) if file == Path(model) else Path(f"{model}{suffix}")
+    print(export_detector(file, out, images=calibration, batch=batch, proposals=proposals))
     print(f"wrote {out}")
 
 

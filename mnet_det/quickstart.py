@@ -13,7 +13,7 @@ from mnet_det.data import open_data
 from mnet_det.data.toy import draw_toy
 from mnet_det.engine.bench import LIVE_SCORE, bench_images
 from mnet_det.engine.evaluate import Scores, evaluate
-from mnet_det.engine.export import export_onnx
+from mnet_det.engine.export import export_detector
 from mnet_det.engine.pictures import picture_predictions
 from mnet_det.engine.train import train
 from mnet_det.errors import ConfigError
@@ -81,7 +81,7 @@ def run_quickstart(out: Path, *, console: Console) -> Outcome:
 
     console.rule("export")
     model = out / "model.onnx"
-    console.print(str(export_onnx(out / "run" / "best.pt", model)), highlight=False)
+    console.print(str(export_detector(out / "run" / "best.pt", model)), highlight=False)
 
     console.rule("score the exported model with pycocotools, benchmark it, run it on the clip")
     predictor = load_predictor(model)

@@ -68,10 +68,10 @@ def toy_run(toy_words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def toy_model(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`best.pt` of `toy_run` as an ONNX file."""
-    from mnet_det.engine.export import export_onnx
+    from mnet_det.engine.export import export_detector
 
     path = tmp_path_factory.mktemp("models") / "toy.onnx"
-    export_onnx(toy_run / "best.pt", path)
+    export_detector(toy_run / "best.pt", path)
     return path
 
 

@@ -1,12 +1,13 @@
-"""A checkpoint as a self-contained ONNX file, kept only if it detects what torch detects."""
+"""A checkpoint as a self-contained ONNX file or OpenVINO model, kept only if it detects what torch detects."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,15 @@ from mnet_det.files import whole_file
 from mnet_det.images import list_images, read_image
 from mnet_det.models.detector import Detector
 from mnet_det.preprocess import Preprocessor
-from mnet_det.runtime.backends import INPUT_NAME, OUTPUT_NAMES, Backend, OpenVINOBackend
+from mnet_det.runtime.backends import (
+    INPUT_NAME,
+    OUTPUT_NAMES,
+    Backend,
+    OpenVINOBackend,
+    import_openvino,
+    read_openvino_model,
+)
+from mnet_det.runtime.cache import EXPORTED_SUFFIXES
 from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata
 from mnet_det.runtime.postprocess import Thresholds, postprocess_batch
 from mnet_det.structures import Candidates, Detections, FloatArray, Image
@@ -86,14 +95,15 @@ class Parity:
         return line
 
 
-def export_onnx(
+def export_detector(
     path: Path, out: Path, *, images: Path | None = None, batch: int = 1, proposals: int | None = None
 ) -> Parity:
     """Export a checkpoint.
 
     Args:
         path: the checkpoint, or a published detector.
-        out: the ONNX file. It is there afterwards only if the comparison succeeded.
+        out: an `.onnx` file, or the `.xml` of an OpenVINO model, whose weights lie in a `.bin` beside it. It is there
+            afterwards only if the comparison succeeded.
         images: folder of images to compare on; without it the checkpoint's own validation images, and where those
             are not on this machine, drawn scenes.
         batch: images the network takes at a time.
@@ -101,22 +111,28 @@ def export_onnx(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConfigError: `out` is no `.onnx` file, or `proposals` for another head.
+        ConfigError: `out` ends in something else, or `proposals` for another head.
         DataError: `images` holds no image.
         ExportError: the exported model differs from torch.
     """
-    if out.suffix.lower() != ".onnx":
-        raise ConfigError(f"{out}: expected a name that ends in .onnx")
+    if out.suffix.lower() not in EXPORTED_SUFFIXES:
+        raise ConfigError(f"{out}: expected a name that ends in {' or '.join(EXPORTED_SUFFIXES)}")
     checkpoint = open_detector(path)
     if proposals is not None:
         checkpoint = _with_proposals(checkpoint, proposals)
     metadata = describe_checkpoint(checkpoint, path)
     detector = checkpoint.build()
     compared, drawn = _images_to_compare(checkpoint.config, images)
-    with whole_file(out) as temporary:
-        write_onnx(detector, metadata, temporary, batch=batch)
-        backends = TorchBackend(detector, metadata), OpenVINOBackend(temporary)
-        parity = replace(compare(*backends, compared, batch=batch), drawn=drawn)
+    write = write_onnx if out.suffix.lower() == ".onnx" else write_openvino
+    with ExitStack() as files:
+        temporary = files.enter_context(whole_file(out))
+        if write is write_openvino:
+            files.enter_context(whole_file(out.with_suffix(".bin")))  # its temporary name follows from the other's
+        write(detector, metadata, temporary, batch=batch)
+        # The engine is let go of before the files are renamed: it maps them into memory, which Windows minds.
+        parity = replace(
+            compare(TorchBackend(detector, metadata), OpenVINOBackend(temporary), compared, batch=batch), drawn=drawn
+        )
         if not parity.holds:
             raise ExportError(
                 f"{out}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
@@ -146,6 +162,14 @@ def write_onnx(detector: Detector, metadata: ModelMetadata, path: Path, *, batch
     model = program.model_proto
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     onnx.save(model, path)
+
+
+def write_openvino(detector: Detector, metadata: ModelMetadata, path: Path, *, batch: int = 1) -> None:
+    """As `write_onnx`, in OpenVINO's form: `path` and, with the suffix `.bin`, its weights in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file = Path(folder) / "model.onnx"
+        write_onnx(detector, metadata, onnx_file, batch=batch)
+        import_openvino().save_model(read_openvino_model(onnx_file), path, compress_to_fp16=False)
 
 
 def compare(reference: Backend, exported: Backend, images: Iterable[Image], *, batch: int = 1) -> Parity:

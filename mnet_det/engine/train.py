@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mnet_det.config import Config, Split
+from mnet_det.config import Config, ModelConfig, Split
 from mnet_det.data import open_data
 from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData, read_coco_json
@@ -38,7 +38,7 @@ from mnet_det.structures import Batch
 OVERFIT_EPOCHS, OVERFIT_STEPS = 16, 25
 """How many epochs `--overfit` trains, and of how many steps each, however few the images."""
 OVERFIT_REGIONS = 16
-"""How many regions of each image the second stage of Faster R-CNN learns from then."""
+"""How many regions of each image the paper's Faster R-CNN learns from then, each a run of two blocks on 14×14 cells."""
 UNFOLD_IMAGES = 64
 """Training images on which folded batch norm is measured."""
 
@@ -150,14 +150,17 @@ def overfit_config(config: Config, *, images: int) -> Config:
                 update={
                     # Batch norm's running statistics have few steps to settle in, and nothing to be smooth for.
                     "bn_momentum": max(0.1, config.model.bn_momentum),
-                    # A few images hold few regions worth learning, and a CPU has other things to do.
-                    "roi_samples": min(OVERFIT_REGIONS, config.model.roi_samples),
+                    "roi_samples": _overfit_regions(config.model),
                 }
             ),
             "data": config.data.model_copy(update={"augment": "none"}),
             "train": config.train.model_copy(update=settings),
         }
     )
+
+
+def _overfit_regions(model: ModelConfig) -> int:
+    return model.roi_samples if model.fpn else min(OVERFIT_REGIONS, model.roi_samples)
 
 
 def pick_device(name: str) -> torch.device:

@@ -102,7 +102,7 @@ class OpenVINOBackend(_ExportedBackend):
         Raises:
             CheckpointError: missing, not a model, or not exported by mnet-det.
         """
-        model = _read_openvino_model(path)
+        model = read_openvino_model(path)
         self.metadata = _openvino_metadata(model, source=path)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -180,7 +180,7 @@ def read_metadata(path: Path) -> ModelMetadata:
     Raises:
         CheckpointError: missing, not a model, or not exported by mnet-det.
     """
-    return _openvino_metadata(_read_openvino_model(path), source=path)
+    return _openvino_metadata(read_openvino_model(path), source=path)
 
 
 def physical_cores() -> int:
@@ -206,7 +206,12 @@ def _openvino_core() -> Any:
     return import_openvino().Core()
 
 
-def _read_openvino_model(path: Path) -> Any:
+def read_openvino_model(path: Path) -> Any:
+    """OpenVINO's own model of an `.onnx` or `.xml` file, not compiled.
+
+    Raises:
+        CheckpointError: missing, or not a model.
+    """
     _require_file(path, ".onnx", ".xml")
     openvino = import_openvino()
     # Asking the one frontend first: `read_model` alone tries all of them, and each complains on stderr.

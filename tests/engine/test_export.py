@@ -20,7 +20,7 @@ from mnet_det.config import Config, load_config
 from mnet_det.data.toy import draw_scene
 from mnet_det.engine import export as module
 from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mnet_det.engine.export import Parity, compare, export_onnx, write_onnx
+from mnet_det.engine.export import Parity, compare, export_detector, write_onnx
 from mnet_det.engine.torch_backend import TorchBackend, describe, load_torch_predictor
 from mnet_det.errors import ConfigError, DataError, ExportError
 from mnet_det.images import list_images, read_image
@@ -131,24 +131,24 @@ def test_a_model_that_differs_from_torch_is_not_kept(toy_run: Path, tmp_path: Pa
     out = tmp_path / "other.onnx"
     out.write_bytes(b"an older export")
     with pytest.raises(ExportError, match=r"other\.onnx: not kept, the exported model differs from torch: [\d.]+ px"):
-        export_onnx(tmp_path / "other.pt", out)
+        export_detector(tmp_path / "other.pt", out)
     assert out.read_bytes() == b"an older export"
     assert {path.name for path in tmp_path.iterdir()} == {"other.pt", "other.onnx"}
 
 
 @pytest.mark.usefixtures("_copied")
 def test_a_model_that_agrees_is_kept_with_its_proof(toy_run: Path, toy_model: Path, tmp_path: Path) -> None:
-    parity = export_onnx(toy_run / "best.pt", tmp_path / "new" / "model.onnx")
+    parity = export_detector(toy_run / "best.pt", tmp_path / "new" / "model.onnx")
     assert parity.images == 4  # the run's own validation images
     assert (tmp_path / "new" / "model.onnx").read_bytes() == toy_model.read_bytes()
 
 
 @pytest.mark.usefixtures("_copied")
 def test_the_images_to_compare_on_can_be_named(toy_run: Path, toy: Path, tmp_path: Path) -> None:
-    assert export_onnx(toy_run / "best.pt", tmp_path / "model.onnx", images=toy / "train2017").images == 6
+    assert export_detector(toy_run / "best.pt", tmp_path / "model.onnx", images=toy / "train2017").images == 6
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none: no image in it"):
-        export_onnx(toy_run / "best.pt", tmp_path / "other.onnx", images=tmp_path / "none")
+        export_detector(toy_run / "best.pt", tmp_path / "other.onnx", images=tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "none"]
 
 
@@ -162,14 +162,14 @@ def test_without_the_validation_images_drawn_ones_are_compared(
     save_checkpoint(
         tmp_path / "moved.pt", replace(checkpoint, config=checkpoint.config.model_copy(update={"data": data}))
     )
-    parity = export_onnx(tmp_path / "moved.pt", tmp_path / "moved.onnx")
+    parity = export_detector(tmp_path / "moved.pt", tmp_path / "moved.onnx")
     assert parity.images == 3
     assert "on 3 drawn images" in str(parity)  # it did not say so
 
 
 def test_a_name_of_another_kind_is_refused(toy_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.xml: expected a name that ends in \.onnx"):
-        export_onnx(toy_run / "best.pt", tmp_path / "model.xml")
+    with pytest.raises(ConfigError, match=r"model\.engine: expected a name that ends in \.onnx or \.xml"):
+        export_detector(toy_run / "best.pt", tmp_path / "model.engine")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,6 +264,27 @@ def test_nan_is_a_difference() -> None:
     assert (parity.box_px, parity.score) == (float("inf"), float("inf"))
 
 
+def test_an_openvino_model_is_two_files_and_says_all_about_itself(
+    toy_run: Path, pictures: list[Image], tmp_path: Path
+) -> None:
+    export_detector(toy_run / "best.pt", tmp_path / "toy.xml", batch=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.bin", "toy.xml"]
+    assert (tmp_path / "toy.bin").stat().st_size > 4 * 30_000  # float32: OpenVINO's own default halves them
+    exported = OpenVINOBackend(tmp_path / "toy.xml")
+    reference = load_torch_predictor(toy_run / "best.pt").backend
+    assert exported.metadata == reference.metadata
+    assert compare(reference, exported, pictures, batch=4).holds
+
+
+def test_a_refused_openvino_model_leaves_nothing(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "compare", lambda *_, **__: Parity(8, 30, 12.0, 0.5))
+    with pytest.raises(ExportError, match="not kept"):
+        export_detector(toy_run / "best.pt", tmp_path / "toy.xml")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def two_stages(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Faster R-CNN with a pyramid and random weights, its scores spread out, as a checkpoint."""
@@ -296,7 +317,7 @@ def test_a_two_stage_detector_exports_and_detects_what_torch_detects(
     batch: int, two_stages: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "faster_rcnn.onnx"
-    parity = export_onnx(two_stages, out, batch=batch)
+    parity = export_detector(two_stages, out, batch=batch)
     assert parity.paired > 20  # else the comparison would rest on nothing
     assert parity.unpaired == 0
     openvino, onnxruntime = OpenVINOBackend(out), ONNXRuntimeBackend(out)
@@ -312,11 +333,11 @@ def test_a_two_stage_detector_exports_and_detects_what_torch_detects(
 
 
 def test_fewer_proposals_can_be_exported(two_stages: Path, toy_run: Path, tmp_path: Path) -> None:
-    export_onnx(two_stages, tmp_path / "few.onnx", proposals=7)
+    export_detector(two_stages, tmp_path / "few.onnx", proposals=7)
     few = OpenVINOBackend(tmp_path / "few.onnx").candidates(np.zeros((1, 3, 96, 128), np.uint8))
     assert few.scores.shape == (1, 7, 6)
     with pytest.raises(ConfigError, match="--proposals 7: only Faster R-CNN has proposals, this is ssd"):
-        export_onnx(toy_run / "best.pt", tmp_path / "x.onnx", proposals=7)
+        export_detector(toy_run / "best.pt", tmp_path / "x.onnx", proposals=7)
 
 
 class Shown(Backend):

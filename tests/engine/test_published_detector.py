@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mnet_det.data.coco import CocoData, read_coco
-from mnet_det.engine.export import Parity, export_onnx
+from mnet_det.engine.export import Parity, export_detector
 from mnet_det.engine.torch_backend import load_torch_predictor
 from mnet_det.runtime.backends import ONNXRuntimeBackend, OpenVINOBackend
 from mnet_det.runtime.predictor import Predictor
@@ -36,7 +36,7 @@ def val(shared: Path) -> CocoData:
 @pytest.fixture(scope="module")
 def export(published: Path, val: CocoData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Parity]:
     path = tmp_path_factory.mktemp("published") / "model.onnx"
-    return path, export_onnx(published, path, images=val.folder)
+    return path, export_detector(published, path, images=val.folder)
 
 
 @pytest.fixture(scope="module")
