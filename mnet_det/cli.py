@@ -304,7 +304,7 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Images the network takes at a time.")] = 1,
     calibration: Annotated[Path | None, typer.Option(help="Folder of images to compare on.", metavar="DIR")] = None,
     proposals: Annotated[
-        int | None, typer.Option(min=1, help="Of Faster R-CNN: how many regions its second stage looks at.")
+        int | None, typer.Option(min=1, max=1000, help="Of Faster R-CNN: how many regions its second stage looks at.")
     ] = None,
 ) -> None:
     """A self-contained file that passed its own comparison with torch.

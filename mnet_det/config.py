@@ -36,6 +36,7 @@ PositiveFloat = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
 NotNegativeFloat = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 PositiveInt = Annotated[Int, Field(ge=1)]
+Proposals = Annotated[Int, Field(ge=1, le=1000)]  # as many of a map enter suppression
 NotNegativeInt = Annotated[Int, Field(ge=0)]
 
 
@@ -60,6 +61,8 @@ BACKBONES = (
     "squeezenet",
 )
 """Beside these, `timm:NAME` is any network of timm that gives its feature maps."""
+ONE_FAMILY = {"separable": "mobilenet_v1", "shallow": "mobilenet_v1", "reduced_tail": "mobilenet_v3"}
+"""Settings of `model` that only backbones of this name have."""
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path in which `~` is the home folder; no shell expands it inside `data.root=~/coco`."""
 
@@ -88,18 +91,18 @@ class ModelConfig(_Section):
     reduced_tail: bool = False  # of MobileNetV3: its last layers at half their width, as its detectors have them
     bn_eps: PositiveFloat = 1e-3
     bn_momentum: PositiveFloat = 0.03
+    box_weight: PositiveFloat = 1.0
     # SSD and SSDLite
     anchor_scales: tuple[Fraction, Fraction] = (0.2, 0.95)
     reduce_boxes_in_lowest_layer: bool = True  # three anchors a cell on the first map and not six, as TensorFlow has it
     predictor_kernel: Literal[1, 3] = 1
     class_loss: Literal["softmax", "focal"] = "softmax"
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
-    box_weight: PositiveFloat = 1.0
     # Faster R-CNN
     fpn: bool = False
     anchor_sizes: tuple[PositiveFloat, ...] = Field(default=(32, 64, 128, 256), min_length=1, description="pixels")
-    proposals: PositiveInt = 300
-    train_proposals: PositiveInt = 1000
+    proposals: Proposals = 300
+    train_proposals: Proposals = 1000
     roi_samples: PositiveInt = 64
     shared_boxes: bool = False
 
@@ -122,6 +125,10 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_head(self) -> ModelConfig:
+        for setting, backbones in ONE_FAMILY.items():
+            default = type(self).model_fields[setting].default
+            if getattr(self, setting) != default and not self.backbone.startswith(backbones):
+                raise ValueError(f"{setting} is for {backbones}, {self.backbone} has no such choice")
         if self.head == "faster_rcnn":
             if (self.class_loss, self.box_loss) != ("softmax", "smooth_l1"):
                 raise ValueError(

@@ -44,11 +44,14 @@ def recipes_to_measure(
     Raises:
         ConfigError: no such file, or a setting that does not fit.
     """
+    stems = [recipe.stem for recipe in recipes]
+    names = [str(recipe) if stems.count(recipe.stem) > 1 else recipe.stem for recipe in recipes]
     if not backbones:
-        return {f"{recipe.stem} (random weights)": load_config(recipe, settings) for recipe in recipes}
+        pairs = zip(names, recipes, strict=True)
+        return {f"{name} (random weights)": load_config(recipe, settings) for name, recipe in pairs}
     return {
-        f"{recipe.stem} on {backbone} (random weights)": load_config(recipe, [*settings, f"model.backbone={backbone}"])
-        for recipe, backbone in itertools.product(recipes, backbones)
+        f"{name} on {backbone} (random weights)": load_config(recipe, [*settings, f"model.backbone={backbone}"])
+        for (name, recipe), backbone in itertools.product(zip(names, recipes, strict=True), backbones)
     }
 
 

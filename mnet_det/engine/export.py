@@ -64,7 +64,7 @@ class Parity:
         score: the largest difference of a probability.
         paired: detections that a two-stage detector's comparison rests on, of torch and of the export; 0 for SSD, whose
             candidates are compared one by one.
-        unpaired: further ones, found by one of the two only.
+        unpaired: further ones, for which the other has none so close.
         drawn: whether the images were drawn, the model's own not being at hand.
     """
 
@@ -89,7 +89,7 @@ class Parity:
             f"scores within {self.score:.1g}"
         )
         if self.paired or self.unpaired:
-            line += f"; {self.unpaired} of {self.paired + self.unpaired} detections found by one of the two only"
+            line += f"; {self.unpaired} of {self.paired + self.unpaired} detections have no counterpart so close"
         if self.detections < WANTED_DETECTIONS:
             line += f" (fewer than {WANTED_DETECTIONS} detections prove little: is the model trained on such images?)"
         return line
@@ -136,8 +136,8 @@ def export_detector(
         if not parity.holds:
             raise ExportError(
                 f"{out}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
-                f"{MAX_BOX_PX}), score {parity.score:.3g} (at most {MAX_SCORE}), {parity.unpaired} detections found "
-                f"by one of the two only, on {parity.images} images"
+                f"{MAX_BOX_PX}), score {parity.score:.3g} (at most {MAX_SCORE}), {parity.unpaired} detections without "
+                f"a counterpart so close, on {parity.images} images"
             )
     return parity
 
@@ -234,6 +234,8 @@ def _detections_apart(expected: Candidates, found: Candidates, own: Thresholds) 
         for mine, theirs in zip(postprocess_batch(one, sure), postprocess_batch(other, likely), strict=True)
         for pair in _nearest(mine, theirs)
     ]
+    if not pairs:  # nothing to see: the best scores of each class are compared instead
+        return _Apart(box_px=0.0, score=_largest(expected.scores.max(axis=1) - found.scores.max(axis=1)))
     close = [pair for pair in pairs if pair[0] <= MAX_BOX_PX and pair[1] <= MAX_SCORE]
     return _Apart(
         box_px=max((box_px for box_px, _ in close), default=0.0),

@@ -12,12 +12,12 @@ from rich.console import Console
 from torch import Tensor
 
 from mnet_det.catalogue import find_model
-from mnet_det.config import Config, ModelConfig
+from mnet_det.config import Config
 from mnet_det.engine.checkpoint import Checkpoint, open_checkpoint
 from mnet_det.errors import CheckpointError, ConfigError
+from mnet_det.models import tap_names
 from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNAct
-from mnet_det.models.mobilenet_v1 import DEFAULT_TAPS
 from mnet_det.models.unfold import unfold_batch_norm
 from mnet_det.weights.timm import fetch_timm
 
@@ -65,7 +65,7 @@ def adopt_needs(config: Config, checkpoint: Checkpoint) -> tuple[Config, list[st
     ours, theirs = config.model.model_dump(), checkpoint.config.model.model_dump()
     built_in = checkpoint.kind != "detector" and checkpoint.config.model.backbone != "mobilenet_v1"
     changed = {key: theirs[key] for key in (PIXEL_NEEDS if built_in else NEEDS) if theirs[key] != ours[key]}
-    notes = [f"model.{key}={_plain(value)} (was {_plain(ours[key])})" for key, value in changed.items()]
+    notes = [f"model.{key}={plain(value)} (was {plain(ours[key])})" for key, value in changed.items()]
     return config.model_copy(update={"model": config.model.model_copy(update=changed)}), notes
 
 
@@ -241,7 +241,7 @@ def _layer_of(name: str) -> str:
 def _anchor_notes(config: Config, checkpoint: Checkpoint) -> list[str]:
     """What changes the anchors' sizes, of which boxes are multiples, or the maps that boxes are read off."""
     ours, theirs = config.model, checkpoint.config.model
-    values: dict[str, tuple[object, object]] = {"taps": (_taps(theirs), _taps(ours))}
+    values: dict[str, tuple[object, object]] = {"taps": (tap_names(theirs), tap_names(ours))}
     if ours.head == "faster_rcnn":
         values |= {"anchor_sizes": (theirs.anchor_sizes, ours.anchor_sizes), "fpn": (theirs.fpn, ours.fpn)}
     else:
@@ -249,19 +249,10 @@ def _anchor_notes(config: Config, checkpoint: Checkpoint) -> list[str]:
             "input_hw": (theirs.input_hw, ours.input_hw),
             "anchor_scales": (theirs.anchor_scales, ours.anchor_scales),
         }
-    changed = [f"{key} {_plain(there)} (here {_plain(here)})" for key, (there, here) in values.items() if there != here]
+    changed = [f"{key} {plain(there)} (here {plain(here)})" for key, (there, here) in values.items() if there != here]
     if not changed:
         return []
     return [f"boxes were learned with {', '.join(changed)}: they are off until they have learned the new anchors"]
-
-
-def _taps(model: ModelConfig) -> tuple[str, ...] | None:
-    """By name; None for the own choice of a backbone that is not MobileNetV1."""
-    if model.taps is not None:
-        return tuple(map(str, model.taps))
-    one_map = model.head == "faster_rcnn" and not model.fpn
-    own = DEFAULT_TAPS["c4" if one_map else "ssd"]
-    return tuple(map(str, own)) if model.backbone == "mobilenet_v1" else None
 
 
 def _require_same_backbone(
@@ -284,7 +275,7 @@ def _require_same_backbone(
         what = f"{misfits[0]} is {there} there and {here} in this model"
     else:
         what = "it has no convolution of this model's backbone, but perhaps the first"
-    changed = [f"{key}={_plain(theirs[key])}" for key in BACKBONE_SHAPES if theirs[key] != ours[key]]
+    changed = [f"{key}={plain(theirs[key])}" for key in BACKBONE_SHAPES if theirs[key] != ours[key]]
     few = len(shared) - len(misfits) < 2  # every MobileNetV1 has the same stem, whatever its blocks are
     if few or (misfits and changed):
         has = " and ".join(word.replace("=", " ") for word in changed)
@@ -292,9 +283,10 @@ def _require_same_backbone(
         raise CheckpointError(f"{source}: does not fit: {what}{mend}")
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """A setting as one would type it."""
     if isinstance(value, tuple | list):
-        return "[" + ",".join(map(_plain, value)) + "]"
+        return "[" + ",".join(map(plain, value)) + "]"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -17,9 +17,10 @@ from mnet_det.config import Config
 from mnet_det.data.coco import CocoData
 from mnet_det.engine.checkpoint import Checkpoint, save_checkpoint
 from mnet_det.engine.schedule import build_optimizer, build_schedule
+from mnet_det.engine.start import plain
 from mnet_det.errors import CheckpointError
 from mnet_det.files import whole_file
-from mnet_det.models import build_detector
+from mnet_det.models import build_detector, tap_names
 from mnet_det.models.detector import Detector
 
 KEPT_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "batch_size")
@@ -106,7 +107,7 @@ def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: Co
             f"start from it with model.init={source} instead"
         )
     ours, theirs = _kept_settings(config), _kept_settings(checkpoint.config)
-    differing = [f"{key}={theirs[key]} (now {ours[key]})" for key in ours if ours[key] != theirs[key]]
+    differing = [f"{key}={plain(theirs[key])} (now {plain(ours[key])})" for key in ours if ours[key] != theirs[key]]
     if differing:
         raise CheckpointError(f"{source}: was trained with {', '.join(differing)}; resume with its own settings")
     if saved["steps_per_epoch"] != state.steps_per_epoch:
@@ -130,6 +131,7 @@ def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: Co
 def _kept_settings(config: Config) -> dict[str, Any]:
     """What must be the same on both sides of a resume, by name; where the weights once started from is past."""
     model = {f"model.{key}": value for key, value in config.model.model_dump(exclude={"init"}).items()}
+    model["model.taps"] = tap_names(config.model)  # whether they are spelt out or the backbone's own choice
     return model | {f"train.{key}": getattr(config.train, key) for key in KEPT_SETTINGS}
 
 

@@ -18,6 +18,7 @@ from torchvision.models.inception import BasicConv2d as InceptionConv
 from mnet_det.config import Config
 from mnet_det.engine.checkpoint import Checkpoint, name_of, open_detector
 from mnet_det.models.detector import Detector
+from mnet_det.models.layers import Conv2dSame
 from mnet_det.runtime.backends import Backend
 from mnet_det.runtime.metadata import ModelMetadata
 from mnet_det.runtime.postprocess import Thresholds
@@ -103,8 +104,8 @@ def fuse(detector: Detector) -> Detector:
     for module in list(fused.modules()):
         if isinstance(module, nn.Sequential | GoogLeNetConv | InceptionConv):  # which run their children in order
             for (conv_name, conv), (bn_name, bn) in itertools.pairwise(list(module.named_children())):
-                # No subclass: timm's batch norms hold an activation too.
-                if isinstance(conv, nn.Conv2d) and type(bn) is nn.BatchNorm2d:
+                # No other classes: timm's batch norms hold an activation too, some convolutions change their weights.
+                if type(conv) in (nn.Conv2d, Conv2dSame) and type(bn) is nn.BatchNorm2d:
                     setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
                     setattr(module, bn_name, nn.Identity())
     return fused

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,10 +38,12 @@ from mnet_det.structures import Batch
 
 OVERFIT_EPOCHS, OVERFIT_STEPS = 16, 25
 """How many epochs `--overfit` trains, and of how many steps each, however few the images."""
-OVERFIT_REGIONS = 16
+OVERFIT_REGIONS = 24
 """How many regions of each image the paper's Faster R-CNN learns from then, each a run of two blocks on 14×14 cells."""
 UNFOLD_IMAGES = 64
 """Training images on which folded batch norm is measured."""
+UNFOLD_TOGETHER, SCORE_TOGETHER = 4, 4
+"""Images that go through a network at a time while it is unfolded, and while Faster R-CNN is scored."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,9 @@ def _start(
     if origin.folded:
         device = next(state.detector.parameters()).device
         batches = itertools.islice(loader, math.ceil(UNFOLD_IMAGES / config.train.batch_size))
-        seen = unfold(state.detector, started, (batch.images.to(device) for batch in batches))
+        # Few at a time: the second stage of Faster R-CNN makes hundreds of regions of each.
+        few = (images.to(device) for batch in batches for images in batch.images.split(UNFOLD_TOGETHER))
+        seen = unfold(state.detector, started, few)
         console.print(
             f"batch norm was folded in these weights; unfolded on {min(seen, len(data))} training images",
             highlight=False,
@@ -239,7 +244,8 @@ def _train_epoch(
     out: Path,
     class_names: tuple[str, ...],
 ) -> Row:
-    """One pass over the training images."""
+    """One pass over the training images. What is random in it follows from seed and epoch, so that a run can go on."""
+    torch.manual_seed(int(np.random.SeedSequence([config.train.seed, state.epoch]).generate_state(1)[0]))
     state.detector.train()
     sums: dict[str, Tensor] = {}
     waited = 0.0
@@ -333,10 +339,8 @@ def _validation_loss(state: State, data: CocoData, config: Config, device: torch
     loader = _loader(data, ScoringBatches(len(data), batch_size=config.train.batch_size), config, device, preset="none")
     detector = state.to_score.eval()
     total = 0.0
-    generators = [device] if device.type == "cuda" else []
-    # Faster R-CNN's losses look at random regions: the same ones each time, and training's draws are left alone.
-    with torch.inference_mode(), torch.random.fork_rng(generators):
-        torch.manual_seed(config.train.seed)
+    torch.manual_seed(config.train.seed)  # Faster R-CNN's losses look at random regions: at the same ones each time
+    with torch.inference_mode():
         for batch in loader:
             on_device = batch.to(device)
             with _autocast(config, device):
@@ -348,7 +352,8 @@ def _validation_loss(state: State, data: CocoData, config: Config, device: torch
 def _score(state: State, data: CocoData, truth: Mapping[str, Any], config: Config, out: Path) -> Scores:
     metadata = describe(config, name=out.name, class_names=data.class_names, category_ids=data.category_ids)
     predictor = Predictor(TorchBackend(fuse(state.to_score), metadata))
-    scores, _ = score_model(predictor, data, truth, batch_size=min(16, config.train.batch_size))
+    together = SCORE_TOGETHER if config.model.head == "faster_rcnn" else min(16, config.train.batch_size)
+    scores, _ = score_model(predictor, data, truth, batch_size=together)
     write_image(out / "val_predictions.jpg", picture_predictions(predictor, data))
     return scores
 
@@ -373,6 +378,8 @@ def _with_progress(loader: DataLoader[Batch], epoch: int, config: Config, consol
 
 def _header(config: Config, data: CocoData, val_data: CocoData, device: torch.device) -> str:
     height, width = config.model.input_hw
+    # torchvision's and timm's networks bring their own
+    eps = f"eps {config.model.bn_eps:g} and " if config.model.backbone in ("mobilenet_v1", "inception_v2") else ""
     skipped = f"; {data.skipped_boxes} boxes without area left out" if data.skipped_boxes else ""
     return (
         f"{config.model.head} on {config.model.backbone}, alpha {config.model.alpha}, input {width}x{height}, "
@@ -380,7 +387,7 @@ def _header(config: Config, data: CocoData, val_data: CocoData, device: torch.de
         f"{len(data)} training images with {data.num_boxes} boxes{skipped}; {len(val_data)} validation images\n"
         f"{config.train.optimizer}, lr {config.train.lr:.4g}, batch {config.train.batch_size}, "
         f"{config.train.epochs} epochs, weight decay {config.train.weight_decay:g}, ema {config.train.ema:g}, "
-        f"batch norm eps {config.model.bn_eps:g} and momentum {config.model.bn_momentum:g}, seed {config.train.seed}"
+        f"batch norm {eps}momentum {config.model.bn_momentum:g}, seed {config.train.seed}"
     )
 
 

@@ -19,7 +19,7 @@ from mnet_det.models.layers import ConvStyle, PixelNormalization
 from mnet_det.models.mobilenet_v1 import MobileNetV1, MobileNetV1Classifier
 from mnet_det.models.ssd import SSD
 from mnet_det.models.timm_backbone import timm_backbone
-from mnet_det.models.torchvision_backbones import torchvision_backbone, torchvision_classifier
+from mnet_det.models.torchvision_backbones import default_taps, torchvision_backbone, torchvision_classifier
 
 
 def build_detector(config: ModelConfig, *, num_classes: int, stored_anchors: Tensor | None = None) -> Detector:
@@ -67,8 +67,11 @@ def build_backbone(config: ModelConfig) -> Backbone:
         ConfigError: see `build_detector`.
         MissingPackageError: see there.
     """
-    need: Need = "ssd" if config.head != "faster_rcnn" else "fpn" if config.fpn else "c4"
+    need = _need(config)
     backbone = _build(config, need)
+    for module in backbone.modules():  # torchvision's and timm's networks come with momenta of their own
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = config.bn_momentum
     strides = backbone.strides
     if need == "c4" and len(strides) > 1:
         raise ConfigError(
@@ -88,6 +91,21 @@ def build_backbone(config: ModelConfig) -> Backbone:
     if config.backbone.startswith("timm:"):
         _rehearse(backbone, config)
     return backbone
+
+
+def tap_names(config: ModelConfig) -> tuple[str, ...]:
+    """The maps that a detector of this config starts from: `model.taps`, or the backbone's own choice.
+
+    Of timm's networks, only timm knows that choice: it is given as nothing.
+    """
+    if config.taps is not None:
+        return tuple(map(str, config.taps))
+    if config.backbone.startswith("timm:"):
+        return ()
+    need = _need(config)
+    if config.backbone == "mobilenet_v1":
+        return tuple(map(str, mobilenet_v1.DEFAULT_TAPS[need]))
+    return inception_v2.DEFAULT_TAPS[need] if config.backbone == "inception_v2" else default_taps(config.backbone, need)
 
 
 def build_classifier(config: ModelConfig, *, num_classes: int = 1000, head_channels: int | None = None) -> nn.Module:
@@ -113,6 +131,12 @@ def build_classifier(config: ModelConfig, *, num_classes: int = 1000, head_chann
         reduced_tail=config.reduced_tail,
         normalize=normalize,
     )
+
+
+def _need(config: ModelConfig) -> Need:
+    if config.head != "faster_rcnn":
+        return "ssd"
+    return "fpn" if config.fpn else "c4"
 
 
 def _build(config: ModelConfig, need: Need) -> Backbone:

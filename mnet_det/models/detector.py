@@ -11,7 +11,7 @@ from mnet_det.structures import Candidates, Target
 
 
 class Detector(nn.Module, ABC):
-    """Two verbs. What comes back depends on which is called; at `self.training` only batch norm looks."""
+    """Two verbs. What comes back depends on which is called; at `self.training` only batch norm and dropout look."""
 
     num_classes: int
     """K, foreground classes."""

@@ -50,7 +50,7 @@ class FasterRCNN(Detector):
         """Build the network with random weights.
 
         Args:
-            backbone: one tap and a second stage, or with `fpn` two taps or more, each of twice the stride.
+            backbone: one tap and a second stage, or with `fpn` two taps or more, each coarser than the last.
             num_classes: K.
             fpn: a feature pyramid.
             anchor_sizes: pixels; every map has an anchor of each size in each of three aspect ratios.

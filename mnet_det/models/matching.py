@@ -42,7 +42,7 @@ def match_anchors(
             matched[best_iou >= negative_iou] = IGNORED
         matched = torch.where(best_iou >= positive_iou, best_box, matched)
         boxes, anchors = _own_anchors(iou)
-        matched[anchors] = torch.tensor(boxes, device=matched.device)
+        matched[anchors] = torch.tensor(boxes, dtype=torch.int64, device=matched.device)  # of none, float32 else
     return matched
 
 

@@ -145,6 +145,8 @@ class MobileNetV1(Backbone):
 
     def second_stage(self, regions: Tensor) -> Tensor:
         """The blocks after the last tap, then an average over each region: see `Backbone.second_stage`."""
+        if not self.roi_side:
+            return super().second_stage(regions)
         for name in self._second:
             regions = self.blocks[name](regions)
         return regions.mean(dim=(2, 3))

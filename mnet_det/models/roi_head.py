@@ -71,7 +71,7 @@ def pool_regions(
         torch.cat(same_size),
         torch.cat([which[:, None], cells_xyxy], dim=1),
         side,
-        sampling_ratio=max(1, POINTS_PER_SIDE // side),
+        sampling_ratio=POINTS_PER_SIDE // side,
     )
     return pooled
 

@@ -87,7 +87,7 @@ class RegionProposalNetwork(nn.Module):
             outputs: of `forward`.
             anchors: float32 [A, 4], those of all maps.
             image_hw: the input's size, to which boxes are clipped.
-            count: how many an image at most; fewer where the maps have fewer anchors.
+            count: how many an image; fewer where the maps have not so many anchors, of which `PRE_NMS` a map count.
         """
         ranked, boxes_xyxy = [], []
         sizes = [logits.shape[1] for logits in outputs.logits]
@@ -96,8 +96,8 @@ class RegionProposalNetwork(nn.Module):
             chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))  # [B, P, 4]
             boxes = clip_boxes_to_image(self.box_coder.decode(here[index], chosen), image_hw)
             usable = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE_PX).all(dim=-1)
-            scores = best.sigmoid() * usable
-            kept = torch.stack([_survivors(*image) for image in zip(boxes, scores, strict=True)]) & usable
+            scores = best.sigmoid() * usable  # above 0 where usable: engines may pass over boxes that score less
+            kept = torch.stack([_survivors(boxes[image], scores[image]) for image in range(len(boxes))]) & usable
             ranked.append(torch.where(kept, best, LOWEST))
             boxes_xyxy.append(boxes)
         logits = torch.cat(ranked, dim=1)

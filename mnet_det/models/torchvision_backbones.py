@@ -282,6 +282,11 @@ def torchvision_backbone(
     )
 
 
+def default_taps(name: str, need: Need) -> tuple[str, ...]:
+    """The layers that each need starts from, of one of `TORCHVISION_BACKBONES`."""
+    return _NETWORKS[name].taps[need]
+
+
 def torchvision_classifier(
     name: str,
     *,

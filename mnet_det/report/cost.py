@@ -13,9 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
 
+from mnet_det.models.faster_rcnn import FasterRCNN
 from mnet_det.models.mobilenet_v1 import SeparableBlock
 
 NORM_AND_BIAS = "batch norm and biases"
+ATTENTION = "products of attention"
+"""Matrix products of two maps, in some of timm's networks."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Cost:
 
     Attributes:
         proposals: how often the second stage of Faster R-CNN runs; 0 where there is none.
-        mult_adds_per_proposal: of one such run.
+        mult_adds_per_proposal: of one such run; 0 where there is but one.
     """
 
     params: int
@@ -92,10 +95,7 @@ class Cost:
     by_kind: dict[str, Kind]
     layers: list[Layer]
     separable_blocks: list[SeparableCost]
-
-    @property
-    def proposals(self) -> int:
-        return max((layer.times for layer in self.layers if layer.times > 1), default=0)
+    proposals: int = 0
 
     @property
     def mult_adds_per_proposal(self) -> int:
@@ -106,7 +106,6 @@ class Cost:
         blocks = [asdict(block) | {"ratio": block.ratio} for block in self.separable_blocks]
         return asdict(self) | {
             "separable_blocks": blocks,
-            "proposals": self.proposals,
             "mult_adds_per_proposal": self.mult_adds_per_proposal,
         }
 
@@ -128,27 +127,36 @@ def count_cost(build: Callable[[], nn.Module], *, input_hw: tuple[int, int]) -> 
             module.register_forward_hook(_note_output(outputs, name))
         # Fake tensors: nobody knows how many boxes suppression leaves, and the meta device has no such shapes.
         with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), counter, torch.no_grad():
-            network(torch.zeros((1, 3, *input_hw), dtype=torch.uint8))
-    root = type(network).__name__
-    flops = counter.get_flop_counts()
+            found = network(torch.zeros((1, 3, *input_hw), dtype=torch.uint8))
+    proposals = found.scores.shape[1] if isinstance(network, FasterRCNN) else 0
     layers = [
         Layer(
             name=name,
             kind=_kind(modules[name]),
-            mult_adds=sum(flops.get(f"{root}.{name}", {}).values()) // 2,  # a multiply-add is two operations
-            params=sum(parameter.numel() for parameter in modules[name].parameters()),
+            mult_adds=_own_flops(counter, network, name) // 2,  # a multiply-add is two operations
+            params=sum(parameter.numel() for parameter in modules[name].parameters(recurse=False)),
             output=output[1:],
-            times=output[0],
+            times=output[0] if output[0] == proposals else 1,
         )
         for name, output in outputs.items()  # in the order of the forward pass
     ]
+    mult_adds = counter.get_total_flops() // 2
     return Cost(
         params=sum(parameter.numel() for parameter in network.parameters()),
-        mult_adds=counter.get_total_flops() // 2,
-        by_kind=_by_kind(layers, modules),
+        mult_adds=mult_adds,
+        by_kind=_by_kind(layers, modules, mult_adds=mult_adds),
         layers=layers,
         separable_blocks=_separable_costs(network, {layer.name: layer for layer in layers}),
+        proposals=proposals,
     )
+
+
+def _own_flops(counter: FlopCounterMode, network: nn.Module, name: str) -> int:
+    """Of a module without those inside it: some of timm's blocks hold a parameter beside their layers."""
+    counts = counter.get_flop_counts()
+    root = f"{type(network).__name__}.{name}"
+    inside = [f"{root}.{child}" for child, _ in network.get_submodule(name).named_children()]
+    return sum(counts.get(root, {}).values()) - sum(sum(counts.get(child, {}).values()) for child in inside)
 
 
 def _has_own_params(module: nn.Module) -> bool:
@@ -169,8 +177,8 @@ def _kind(module: nn.Module) -> str:
     return "fully connected" if isinstance(module, nn.Linear) else "batch norm"
 
 
-def _by_kind(layers: list[Layer], modules: dict[str, nn.Module]) -> dict[str, Kind]:
-    mult_adds: dict[str, int] = {}
+def _by_kind(layers: list[Layer], modules: dict[str, nn.Module], *, mult_adds: int) -> dict[str, Kind]:
+    by_kind: dict[str, int] = {}
     weights: dict[str, int] = {}
     others = 0
     for layer in layers:
@@ -178,13 +186,16 @@ def _by_kind(layers: list[Layer], modules: dict[str, nn.Module]) -> dict[str, Ki
         if not isinstance(module, nn.Conv2d | nn.Linear):
             others += layer.params
             continue
-        mult_adds[layer.kind] = mult_adds.get(layer.kind, 0) + layer.mult_adds
+        by_kind[layer.kind] = by_kind.get(layer.kind, 0) + layer.mult_adds
         weights[layer.kind] = weights.get(layer.kind, 0) + module.weight.numel()
         others += layer.params - module.weight.numel()
-    all_mult_adds, all_weights = sum(mult_adds.values()), sum(weights.values())
+    rest = mult_adds - sum(by_kind.values())
+    if rest:
+        by_kind[ATTENTION], weights[ATTENTION] = rest, 0
+    all_weights = sum(weights.values())
     kinds = {
-        kind: Kind(mult_adds[kind], weights[kind], mult_adds[kind] / all_mult_adds, weights[kind] / all_weights)
-        for kind in sorted(mult_adds, key=lambda kind: -mult_adds[kind])
+        kind: Kind(by_kind[kind], weights[kind], by_kind[kind] / mult_adds, weights[kind] / all_weights)
+        for kind in sorted(by_kind, key=lambda kind: -by_kind[kind])
     }
     return kinds | {NORM_AND_BIAS: Kind(0, others, 0.0, None)}
 

@@ -57,7 +57,7 @@ def print_cost(console: Console, title: str, cost: Cost) -> None:
         share = "" if kind.params_share is None else f"{kind.params_share:.2%}"
         kinds.add_row(name, f"{kind.mult_adds:,}", f"{kind.mult_adds_share:.2%}", f"{kind.params:,}", share)
     console.print(kinds)
-    if cost.proposals:
+    if cost.mult_adds_per_proposal:
         second = cost.proposals * cost.mult_adds_per_proposal
         console.print(
             f"the second stage costs {cost.mult_adds_per_proposal / 1e6:,.1f} M multiply-adds for each of the "

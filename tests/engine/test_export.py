@@ -28,8 +28,7 @@ from mnet_det.models import build_detector
 from mnet_det.runtime import load_predictor
 from mnet_det.runtime.backends import Backend, ONNXRuntimeBackend, OpenVINOBackend, read_metadata
 from mnet_det.runtime.metadata import ModelMetadata
-from mnet_det.runtime.postprocess import Thresholds
-from mnet_det.structures import Candidates, Detections, Image
+from mnet_det.structures import Candidates, Image
 
 
 @pytest.fixture
@@ -174,23 +173,16 @@ def test_a_name_of_another_kind_is_refused(toy_run: Path, tmp_path: Path) -> Non
 
 
 class Fixed(Backend):
-    """Gives one candidate, the same for every image, and counts the images."""
+    """Gives one candidate, the same for every image."""
 
     name, threads = "fixed", 1
 
     def __init__(self, metadata: ModelMetadata, *, box: Sequence[float], score: float) -> None:
         self.metadata = metadata
-        self.calls = 0
         self._found = Candidates(np.array([[[box]]], np.float32), np.full((1, 1, 6), score, np.float32))
 
     def candidates(self, images: NDArray[np.uint8]) -> Candidates:
-        self.calls += 1
         return self._found
-
-    def __call__(self, images: NDArray[np.uint8], thresholds: Thresholds | None = None) -> list[Detections]:
-        assert thresholds is not None
-        assert thresholds.score == 0.3
-        return super().__call__(images, thresholds)
 
 
 @pytest.fixture
@@ -215,7 +207,8 @@ def test_boxes_that_nobody_sees_are_not_compared(metadata: ModelMetadata, pictur
     ("score", "images"),
     [
         (0.9, 8),  # six detections an image: 20 are there after four, but eight images are wanted
-        (0.1, 64),  # none at all: all images that are allowed
+        (0.31, 8),
+        (0.29, 64),  # none at all: all images that are allowed
     ],
 )
 def test_images_are_compared_until_enough_detections_were(
@@ -382,7 +375,16 @@ def test_a_two_stage_export_that_detects_otherwise_is_refused(other: Shown, pict
     assert not parity.holds
 
 
+def test_two_stages_that_find_nothing_are_compared_by_their_best_scores(pictures: list[Image]) -> None:
+    """With no detection to pair, any export held."""
+    quiet = Shown((NEAR, 0.03), (FAR, 0.02))
+    assert compare(quiet, Shown((FAR, 0.02), (NEAR, 0.03)), pictures).holds
+    parity = compare(quiet, Shown((NEAR, 0.0), (FAR, 0.02)), pictures)
+    assert parity.score == pytest.approx(0.01)
+    assert not parity.holds
+
+
 def test_one_near_tie_in_a_hundred_is_no_reason_to_refuse() -> None:
     assert Parity(8, 30, 0.1, 1e-4, paired=99, unpaired=1).holds
     assert not Parity(8, 30, 0.1, 1e-4, paired=98, unpaired=2).holds
-    assert "1 of 100 detections found by one of the two only" in str(Parity(8, 30, 0.1, 1e-4, paired=99, unpaired=1))
+    assert "1 of 100 detections have no counterpart so close" in str(Parity(8, 30, 0.1, 1e-4, paired=99, unpaired=1))

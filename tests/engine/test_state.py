@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 OTHER_SETTINGS = [
     (["model.alpha=0.2"], r"was trained with model\.alpha=0\.1 \(now 0\.2\); resume with its own settings"),
     (["model.head=ssdlite"], r"model\.head=ssd \(now ssdlite\)"),
-    (["model.base_hw=[96,64]"], r"model\.base_hw=\(64, 64\) \(now \(96, 64\)\)"),
+    (["model.base_hw=[96,64]"], r"model\.base_hw=\[64,64\] \(now \[96,64\]\)"),
     (["train.ema=0"], r"was trained with train\.ema=0\.9998; resume with that"),
     (["train.optimizer=adamw"], r"train\.optimizer=sgd \(now adamw\)"),
     (["train.lr=0.5", "train.momentum=0.5"], r"train\.lr=0\.05 \(now 0\.5\), train\.momentum=0\.9 \(now 0\.5\)"),

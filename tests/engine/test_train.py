@@ -25,7 +25,7 @@ from mnet_det.data.coco import CocoData
 from mnet_det.data.loader import ScoringBatches
 from mnet_det.engine import train as module
 from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
-from mnet_det.engine.state import State, start_state
+from mnet_det.engine.state import State, restore_state, start_state
 from mnet_det.engine.train import overfit_config, pick_device, train
 from mnet_det.errors import CheckpointError, ConfigError, DataError, MnetDetError
 from mnet_det.structures import Batch, Target
@@ -154,6 +154,44 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(
     assert set(named) <= {image["id"] for image in content["images"]}
     assert len(metrics(tmp_path)) == 1
     assert load_checkpoint(tmp_path / "last.pt").training is not None
+
+
+REGIONS = (
+    "model.head=faster_rcnn",
+    "model.fpn=true",
+    "model.anchor_sizes=[16,32]",
+    "model.proposals=8",
+    "model.train_proposals=50",
+    "model.roi_samples=4",
+)
+"""Of a head whose losses draw at random."""
+
+
+def test_an_interrupted_run_of_two_stages_draws_the_same_regions(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    """A resumed run drew those of its first epoch again, and ended elsewhere."""
+    steps = ("train.schedule=steps", "train.step_epochs=[1]")  # the same in the first epoch, however many follow
+    train(configure(*REGIONS, *steps), out=tmp_path / "straight")
+    train(configure(*REGIONS, *steps, "train.epochs=1"), out=tmp_path / "halted")
+    torch.rand(3)
+    train(configure(*REGIONS, *steps), out=tmp_path / "halted", resume=tmp_path / "halted" / "last.pt")
+    straight, resumed = weights(tmp_path / "straight"), weights(tmp_path / "halted")
+    for name in straight:
+        torch.testing.assert_close(resumed[name], straight[name], atol=1e-6, rtol=0)
+
+
+def test_a_run_of_the_version_that_spelt_out_taps_can_be_resumed(
+    configure: Callable[..., Config], toy_run: Path
+) -> None:
+    """`model.taps` was [11, 13] unless set; then it became the backbone's own choice, and resuming was refused."""
+    checkpoint = load_checkpoint(toy_run / "last.pt")
+    model = checkpoint.config.model.model_copy(update={"taps": (11, 13)})
+    old = replace(checkpoint, config=checkpoint.config.model_copy(update={"model": model}))
+    config = configure()
+    state = start(config)
+    restore_state(state, old, config, open_data(config.data, "train"), source=toy_run / "last.pt")
+    assert state.epoch == 2
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
@@ -406,21 +444,13 @@ def test_validation_loss_weighs_every_image_alike(
     assert loss == pytest.approx(((3 + 1) * 3 + (1 + 1) * 1) / 4)  # four images: a batch of 3 and one of 1
 
 
-def test_validation_loss_of_random_regions_is_the_same_again_and_takes_no_draw_from_training(
+def test_validation_loss_of_random_regions_is_the_same_again(
     configure: Callable[..., Config],
 ) -> None:
-    config = configure(
-        "model.head=faster_rcnn",
-        "model.fpn=true",
-        "model.anchor_sizes=[16,32]",
-        "model.train_proposals=50",
-        "model.roi_samples=4",
-    )
+    config = configure(*REGIONS)
     state = start(config)
     data = open_data(config.data, "val")
-    before = torch.get_rng_state()
     first = module._validation_loss(state, data, config, torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), before)
     torch.rand(1)
     assert module._validation_loss(state, data, config, torch.device("cpu")) == first
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from mnet_det.config import BACKBONES, load_config
 from mnet_det.errors import ConfigError, MissingPackageError
@@ -119,6 +120,8 @@ def test_what_cannot_be_built_is_refused_with_what_to_do(words: list[str], messa
         (["model.fpn=true"], "fpn goes with head faster_rcnn, not with ssd"),
         (["model.head=faster_rcnn", "model.class_loss=focal"], "class_loss softmax and box_loss smooth_l1, got focal"),
         (["model.head=faster_rcnn", "model.anchor_sizes=[]"], "anchor_sizes"),
+        (["model.backbone=vgg16", "model.shallow=true"], "shallow is for mobilenet_v1, vgg16 has no such choice"),
+        (["model.reduced_tail=true"], "reduced_tail is for mobilenet_v3, mobilenet_v1 has no such choice"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(words: list[str], message: str) -> None:
@@ -139,3 +142,9 @@ def test_a_classifier_stands_on_torchvisions_backbones_too() -> None:
         assert classifier(torch.zeros((1, 3, 64, 64), dtype=torch.uint8)).shape == (1, 7)
     with pytest.raises(ConfigError, match="info counts detectors on it"):
         build_classifier(load_config(None, ["model.backbone=timm:resnet18"]).model)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v1", "mobilenet_v3_small", "timm:mobilenetv4_conv_small"])
+def test_batch_norm_has_the_config_s_momentum_in_every_backbone(backbone: str) -> None:
+    detector = build(backbone, "model.bn_momentum=0.125")
+    assert {module.momentum for module in detector.modules() if isinstance(module, nn.BatchNorm2d)} == {0.125}

@@ -202,3 +202,10 @@ def test_a_class_is_the_label_after_background() -> None:
     matched = torch.tensor([1, BACKGROUND, 0, IGNORED, 1])
     assert classes_of(matched, torch.tensor([7, 0])).tolist() == [1, 0, 8, 0, 1]
     assert classes_of(torch.tensor([BACKGROUND, IGNORED]), torch.tensor([], dtype=torch.int64)).tolist() == [0, 0]
+
+
+def test_a_true_box_that_no_anchor_overlaps_is_left_without() -> None:
+    """An image with no other box ended training in a traceback of torch's."""
+    anchors = torch.tensor([[0.0, 0, 8, 8], [16, 0, 24, 8]])
+    target = Target(torch.tensor([[10.0, 10, 13, 13]]), torch.tensor([0]), torch.zeros(0, 4), (32, 32))
+    assert match_anchors(anchors, target).tolist() == [BACKGROUND, BACKGROUND]

@@ -231,3 +231,15 @@ def test_json_has_the_promised_keys() -> None:
     kind = content["by_kind"]["1x1 convolution"]
     assert kind.keys() == {"mult_adds", "params", "mult_adds_share", "params_share"}
     assert content["separable_blocks"][0]["ratio"] == pytest.approx(1 / 16 + 1 / 9)  # 64 × 0.25 channels
+
+
+@pytest.mark.parametrize("backbone", ["timm:convnext_atto", "timm:mobilevit_xxs", "mobilenet_v3_small"])
+def test_layers_and_kinds_sum_to_the_network(backbone: str) -> None:
+    """Blocks that hold a parameter beside their layers were counted with all that is in them."""
+    config = load_config(None, [f"model.backbone={backbone}", "model.base_hw=[128,128]"]).model
+    cost = count_cost(lambda: build_detector(config, num_classes=3), input_hw=config.input_hw)
+    assert sum(layer.params for layer in cost.layers) == cost.params
+    assert sum(kind.params for kind in cost.by_kind.values()) == cost.params
+    assert sum(kind.mult_adds for kind in cost.by_kind.values()) == cost.mult_adds
+    assert sum(kind.mult_adds_share for kind in cost.by_kind.values()) == pytest.approx(1)
+    assert cost.proposals == 0  # though mobilevit folds places into the batch
