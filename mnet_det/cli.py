@@ -339,7 +339,7 @@ def bench(
         str | None, typer.Option(help="Put each config on each of these backbones, such as mobilenet_v1,vgg16.")
     ] = None,
     alpha: Annotated[str | None, typer.Option(help="Widths of SSD300 with random weights, such as 1,0.75,0.5.")] = None,
-    rho: Annotated[str, typer.Option(help="Resolutions of the same.")] = "1",
+    rho: Annotated[str | None, typer.Option(help="Resolutions of the same.")] = None,
     runtime: Annotated[str, typer.Option(help="One or several of auto, openvino, onnxruntime, torch.")] = "auto",
     threads: Threads = None,
     json: JsonOut = None,
@@ -360,9 +360,11 @@ def bench(
     recipes = [Path(word) for word in files if Path(word).suffix in (".yaml", ".yml")]
     if (settings or backbone) and not recipes:
         raise typer.BadParameter("settings and --backbone are for config files (.yaml); give one")
+    if rho is not None and files and alpha is None:
+        raise typer.BadParameter("--rho is for the widths of --alpha; for config files, set model.rho=…")
     models = [word for word in files if Path(word) not in recipes]
     configs = recipes_to_measure(recipes, backbones=_names(backbone), settings=settings)
-    configs |= widths_to_measure(_numbers("alpha", alpha or ("" if files else "1")), _numbers("rho", rho))
+    configs |= widths_to_measure(_numbers("alpha", alpha or ("" if files else "1")), _numbers("rho", rho or "1"))
     costs = _costs(configs) if configs else {}
     rows = run_bench(
         models,

@@ -133,10 +133,10 @@ class ModelConfig(_Section):
             if (self.class_loss, self.box_loss) != ("softmax", "smooth_l1"):
                 raise ValueError(
                     "faster_rcnn is trained with class_loss softmax and box_loss smooth_l1, "
-                    f"got {self.class_loss} and {self.box_loss}"
+                    f"got {self.class_loss} and {self.box_loss}; set them so"
                 )
         elif self.fpn:
-            raise ValueError(f"fpn goes with head faster_rcnn, not with {self.head}")
+            raise ValueError(f"fpn goes with head faster_rcnn, not with {self.head}; set model.fpn=false")
         return self
 
 

@@ -62,5 +62,6 @@ def test_a_command_of_the_readme_names_a_verb_and_options_that_exist(line: str) 
 
 @pytest.mark.parametrize("line", [line for line in commands() if "configs/" in line])
 def test_a_config_of_the_readme_exists(line: str) -> None:
-    (path,) = re.findall(r"configs/\S+\.yaml", line)
-    assert (ROOT / path).is_file()
+    paths = re.findall(r"configs/\S+\.yaml", line)
+    assert paths
+    assert all((ROOT / path).is_file() for path in paths)

@@ -52,9 +52,11 @@ class Checkpoint:
         model = self.config.model
         height, width = model.input_hw
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        ours = model.backbone in ("mobilenet_v1", "inception_v2")  # torchvision's and timm's have theirs built in
+        style = f"padding {model.padding}, {model.activation}, " if ours else ""
         return (
-            f"{self.kind}, {model.backbone}, alpha {model.alpha:g}, input {width}x{height}{classes}; padding "
-            f"{model.padding}, {model.activation}, pixels (x - {model.pixel_mean[0]:g}) / {model.pixel_std[0]:g}"
+            f"{self.kind}, {model.backbone}, alpha {model.alpha:g}, input {width}x{height}{classes}; {style}pixels "
+            f"(x - {_channels(model.pixel_mean)}) / {_channels(model.pixel_std)}"
         )
 
     def build(self) -> Detector:
@@ -183,6 +185,11 @@ def open_detector(path: Path) -> Checkpoint:
             f"{path}: is an ImageNet {checkpoint.kind}, not a detector; train one from it with model.init={path}"
         )
     return checkpoint
+
+
+def _channels(values: tuple[float, float, float]) -> str:
+    """One number where all channels have the same."""
+    return f"{values[0]:g}" if len(set(values)) == 1 else f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
 def name_of(path: Path) -> str:

@@ -79,8 +79,8 @@ def build_backbone(config: ModelConfig) -> Backbone:
         )
     if need != "c4" and (len(strides) < 2 or list(strides) != sorted(set(strides))):
         raise ConfigError(
-            f"model.taps: {config.backbone} gives maps of strides {', '.join(map(str, strides))} there; the head "
-            f"{config.head} needs two or more, each coarser than the last"
+            f"model.taps: {', '.join(tap_names(config))} of {config.backbone} are maps of stride "
+            f"{', '.join(map(str, strides))}; the head {config.head} needs two or more, each coarser than the last"
         )
     if min(config.input_hw) < backbone.least_side:
         height, width = config.input_hw

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnet_det.doctor import install_line
 from mnet_det.errors import ConfigError, MissingPackageError
 from mnet_det.models.backbone import Backbone, Need, pick_taps
 from mnet_det.models.mobilenet_v1 import ROI_SIDE
@@ -120,7 +121,7 @@ def _import_timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError:
-        raise MissingPackageError(f"model.backbone=timm:{name} needs timm: pip install 'mnet-det[timm]'") from None
+        raise MissingPackageError(f"model.backbone=timm:{name} needs timm: {install_line('timm')}") from None
     return timm
 
 

@@ -94,8 +94,7 @@ def print_bench(
     *,
     costs: Mapping[str, Cost] | None = None,
 ) -> None:
-    """One row a model and runtime: milliseconds as p50 / p95, and its cost where that is known."""
-    costs = costs or {}
+    """One row a model and runtime: milliseconds as p50 / p95. Then the costs of those whose cost is known."""
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
     table = _table(
         "milliseconds, p50 / p95",
@@ -108,8 +107,7 @@ def print_bench(
         "postprocess",
         "total",
         "fps",
-        *(("G multiply-adds", "M parameters") if costs else ()),
-        names=[row.model for row in rows],
+        names=[row.model for row in rows] if console.width >= WIDE_ENOUGH else (),
     )
     for row in rows:
         stages = (row.preprocess_ms, row.network_ms, row.postprocess_ms, row.total_ms)
@@ -120,15 +118,19 @@ def print_bench(
             str(row.threads),
             *map(_stage, stages),
             f"{1000 / row.total_ms.p50:.1f}",
-            *_cost(costs.get(row.model)),
         )
     console.print(table)
+    if costs:
+        counted = _table("costs", "model", "G multiply-adds", "M parameters")
+        for name, cost in costs.items():
+            counted.add_row(Text(name), f"{cost.mult_adds / 1e9:.3g}", f"{cost.params / 1e6:.3g}")
+        console.print(counted)
 
 
 UNFOLDED_NAME = 44
 """Letters of a name that are kept on one line, if all else has to fold."""
 WIDE_ENOUGH = 140
-"""Columns of a terminal in which the whole catalogue fits beside one another."""
+"""Columns of a terminal in which a table of many columns, the catalogue for one, fits with names unfolded."""
 
 
 def print_catalogue(console: Console, entries: Sequence[Entry], *, have: Collection[str]) -> None:
@@ -190,10 +192,6 @@ def _table(title: str, *columns: str, texts: Collection[str] = (), names: Sequen
         least = width if index == 0 else None
         table.add_column(column, justify="left" if left else "right", overflow="fold", min_width=least)
     return table
-
-
-def _cost(cost: Cost | None) -> tuple[str, ...]:
-    return () if cost is None else (f"{cost.mult_adds / 1e9:.2f}", f"{cost.params / 1e6:.2f}")
 
 
 def _number(value: float | None) -> str:

@@ -75,8 +75,13 @@ def fetch_timm(model: ModelConfig) -> Published:
     need: Need = "c4" if model.head == "faster_rcnn" and not model.fpn else "ssd"
     try:
         backbone = timm_backbone(name, need=need, taps=model.taps, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        raise DownloadError(f"timm has no weights for {name} here: {str(error).splitlines()[0]}") from None
+    except OSError as error:  # its hub's faults are such too
+        raise DownloadError(
+            f"timm's weights for {name} are not here and cannot be fetched ({str(error).splitlines()[0]}); is there a "
+            "network?"
+        ) from None
+    except RuntimeError as error:
+        raise DownloadError(f"timm has no weights for {name}: {str(error).splitlines()[0]}") from None
     about = cast("dict[str, Any]", backbone.network.pretrained_cfg)
     return Published(
         kind="backbone",

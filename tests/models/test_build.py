@@ -90,8 +90,8 @@ def test_both_kinds_of_head_detect_on_every_backbone(backbone: str) -> None:
     [
         (["model.taps=[14]"], r"model.taps: mobilenet_v1 has no 14; it has 1 \(stride 2\), 2 \(stride 4\)"),
         (["model.taps=[13,11]"], r"model.taps: got \['13', '11'\], expected places in the order of mobilenet_v1"),
-        (["model.taps=[11]"], "gives maps of strides 16 there; the head ssd needs two or more"),
-        (["model.taps=[7,11]"], "gives maps of strides 16, 16 there"),
+        (["model.taps=[11]"], "11 of mobilenet_v1 are maps of stride 16; the head ssd needs two or more"),
+        (["model.taps=[7,11]"], "7, 11 of mobilenet_v1 are maps of stride 16, 16"),
         (["model.head=faster_rcnn", "model.taps=[5,11]"], "without model.fpn looks at one map, not 2"),
         (
             ["model.head=faster_rcnn", "model.taps=[13]"],
@@ -131,7 +131,7 @@ def test_settings_that_contradict_each_other_are_refused(words: list[str], messa
 
 def test_without_timm_the_message_gives_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'mnet-det\[timm\]'"):
+    with pytest.raises(MissingPackageError, match=r"install.*timm"):
         build_detector(load_config(None, ["model.backbone=timm:resnet18"]).model, num_classes=3)
 
 
