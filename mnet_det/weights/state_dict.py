@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -36,12 +37,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # scripts save their arguments too
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            "not a state dict: damaged, or a whole network pickled by torch.save(network, …), which may run anything "
-            "when it is read; save its weights with torch.save(network.state_dict(), …)"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise CheckpointError(
+                "holds more than tensors, perhaps a whole network, and reading that may run anything; save its weights "
+                "with torch.save(network.state_dict(), …)"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot be read ({reason[:120]}); is the file whole?") from None
     if isinstance(content, dict):

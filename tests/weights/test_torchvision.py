@@ -242,3 +242,10 @@ def test_the_first_squeezenet_is_not_the_second() -> None:
 def test_classes_without_names_ask_for_labels(small: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match=r"has 10 outputs and no names for them; .*--labels FILE"):
         read_torchvision(small)
+
+
+def test_a_pickled_network_is_refused_with_what_to_save(tmp_path: Path) -> None:
+    """torch's own message has terminal escapes and asks to trust the file."""
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match=r"network\.pth: holds more than tensors.*network\.state_dict\(\)"):
+        read_published(tmp_path / "network.pth")
