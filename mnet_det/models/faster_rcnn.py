@@ -102,7 +102,7 @@ class FasterRCNN(Detector):
             self.rpn(maps), self._anchors(maps, image_hw), image_hw=image_hw, count=self.proposals
         )
         slots = proposals.valid.shape[1]
-        image_index = torch.arange(len(images), device=images.device).repeat_interleave(slots)
+        image_index = torch.arange(len(images), device=images.device)[:, None].expand(-1, slots).flatten()
         features = self._region_features(maps, proposals.boxes_xyxy.flatten(0, 1), image_index, image_hw)
         logits, deltas = self.roi_head(features)
         return self.roi_head.candidates(logits, deltas, proposals, image_hw=image_hw)

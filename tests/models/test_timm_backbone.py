@@ -131,7 +131,8 @@ def test_weights_are_fetched_only_when_asked_for_and_once(monkeypatch: pytest.Mo
         (
             "convmixer_768_32",
             {},
-            r"gives maps at strides 7; SSD needs 16 and 32 \(model.taps chooses others by index: 31 \(stride 7\)\)",
+            r"gives maps at strides 7; SSD needs 16 and 32 \(model.taps chooses others by index: 31 \(stride 7\)\)"
+            "|gives no feature maps",  # in older versions of timm
         ),
     ],
     ids=lambda part: part if isinstance(part, str) and " " not in part else "",
