@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mnet_det.structures import Candidates, Detections, FloatArray, IntArray
+
+FIRST_LOOK = 1024
+"""Pairs of candidate and class that are looked at first."""
+BLOCK = 128
+"""Pairs whose overlaps are computed together; larger blocks compute more that nobody asks for."""
 
 
 class _ThresholdSettings(Protocol):
@@ -56,12 +63,14 @@ def postprocess(boxes_xyxy: FloatArray, scores: FloatArray, thresholds: Threshol
         scores: float32 [N, K], probabilities.
         thresholds: what to keep.
     """
-    candidate, label = np.nonzero(scores >= thresholds.score)  # [P]: one pair of candidate and class each
-    pairs = Detections(boxes_xyxy[candidate, 0 if boxes_xyxy.shape[1] == 1 else label], scores[candidate, label], label)
-    usable = np.isfinite(pairs.boxes_xyxy).all(axis=1) & np.isfinite(pairs.scores) & (pairs.scores > 0)
-    pairs = pairs[usable]
-    pairs = pairs[np.argsort(-pairs.scores, kind="stable")]
-    return pairs[_suppress(pairs, thresholds)]
+    # Whether a pair of candidate and class becomes a detection depends on better pairs alone. So the best are looked at
+    # first, and more only while detections are missing: a low threshold lets in a hundred thousand pairs.
+    for score in _falling_scores(scores, thresholds.score):
+        pairs = _ranked_pairs(boxes_xyxy, scores, score, thresholds.pre_nms)
+        kept = _suppress(pairs, thresholds)
+        if len(kept) == thresholds.max_detections:
+            break
+    return pairs[kept]
 
 
 def postprocess_batch(candidates: Candidates, thresholds: Thresholds) -> list[Detections]:
@@ -69,37 +78,67 @@ def postprocess_batch(candidates: Candidates, thresholds: Thresholds) -> list[De
     return [postprocess(boxes, scores, thresholds) for boxes, scores in zip(*candidates, strict=True)]
 
 
+def _falling_scores(scores: FloatArray, least: float) -> Iterator[float]:
+    """Thresholds that let in ever more pairs, the last one those that reach `least`."""
+    least = max(least, float(np.finfo(np.float32).smallest_subnormal))  # above 0
+    passing = scores[scores >= least]  # NaN does not
+    wanted = FIRST_LOOK
+    while wanted < len(passing):
+        yield float(np.partition(passing, -wanted)[-wanted])
+        wanted *= 8
+    yield least
+
+
+def _ranked_pairs(boxes_xyxy: FloatArray, scores: FloatArray, least: float, pre_nms: int) -> Detections:
+    """The usable pairs of candidate and class that reach `least`, best first, at most `pre_nms` of a class."""
+    candidate, label = np.divmod(np.flatnonzero(scores >= least), scores.shape[1])  # [P] each
+    pairs = Detections(boxes_xyxy[candidate, 0 if boxes_xyxy.shape[1] == 1 else label], scores[candidate, label], label)
+    pairs = pairs[np.isfinite(pairs.boxes_xyxy).all(axis=1) & np.isfinite(pairs.scores)]
+    pairs = pairs[np.argsort(-pairs.scores, kind="stable")]
+    return pairs if len(pairs) <= pre_nms else pairs[_rank_in_class(pairs.labels) < pre_nms]
+
+
+def _rank_in_class(labels: IntArray) -> IntArray:
+    """How many of the same label stand before each; int64 [P]."""
+    order = np.argsort(labels, kind="stable")
+    grouped = labels[order]
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(labels)) - np.searchsorted(grouped, grouped)
+    return rank
+
+
 def _suppress(pairs: Detections, thresholds: Thresholds) -> IntArray:
-    """Indices of the first `max_detections` pairs that survive suppression within their class; `pairs` best first.
+    """Indices of the first `max_detections` of `pairs` (best first) that no better one of their class suppresses."""
+    kept = np.zeros(0, np.int64)
+    for start in range(0, len(pairs), BLOCK):
+        block = np.arange(start, min(start + BLOCK, len(pairs)))
+        block = block[~_rivals(pairs[block], pairs[kept], thresholds.nms).any(axis=1)]
+        rivals = _rivals(pairs[block], pairs[block], thresholds.nms)  # [better, worse]
+        alive = np.ones(len(block), bool)
+        for index in range(len(block)):  # best first: its own fate is settled when its turn comes
+            if alive[index]:
+                alive[index + 1 :] &= ~rivals[index, index + 1 :]
+        kept = np.concatenate([kept, block[alive]])
+        if len(kept) >= thresholds.max_detections:
+            break
+    return kept[: thresholds.max_detections]
 
-    A pair's fate depends only on better pairs of its class. So one walk down all classes together may stop at the
-    last detection wanted: at most `max_detections` steps, however many pairs a low score threshold lets in.
-    """
-    alive = np.zeros(len(pairs), bool)
-    members = {}
-    for label in np.unique(pairs.labels):
-        members[label] = np.flatnonzero(pairs.labels == label)[: thresholds.pre_nms]
-        alive[members[label]] = True
+
+def _rivals(some: Detections, others: Detections, nms: float) -> NDArray[np.bool_]:
+    """Which overlap too much to stand beside each other; bool [some, others]."""
     # IoU is float32, the threshold stays double, as in torchvision: in float32 alone, 0.6 is not above 0.6.
-    limit = np.float64(thresholds.nms)
-    kept: list[int] = []
-    while len(kept) < thresholds.max_detections and alive.any():
-        best = int(alive.argmax())
-        rivals = members[pairs.labels[best]]
-        alive[rivals[_iou(pairs.boxes_xyxy[best], pairs.boxes_xyxy[rivals]) > limit]] = False
-        alive[best] = False
-        kept.append(best)
-    return np.array(kept, np.int64)
+    too_near: NDArray[np.bool_] = _iou(some.boxes_xyxy, others.boxes_xyxy) > np.float64(nms)
+    return too_near & (some.labels[:, None] == others.labels)
 
 
-def _iou(box_xyxy: FloatArray, boxes_xyxy: FloatArray) -> FloatArray:
-    """IoU of one box [4] with boxes [N, 4]; not a number, and so above no threshold, where neither has an area."""
+def _iou(some_xyxy: FloatArray, others_xyxy: FloatArray) -> FloatArray:
+    """IoU [some, others]; not a number, and so above no threshold, where neither box has an area."""
+    x1, y1, x2, y2 = (side[:, None] for side in some_xyxy.T)
+    other_x1, other_y1, other_x2, other_y2 = others_xyxy.T
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        sizes_wh = np.minimum(box_xyxy[2:], boxes_xyxy[:, 2:]) - np.maximum(box_xyxy[:2], boxes_xyxy[:, :2])
-        overlap = sizes_wh.clip(0).prod(axis=1)
-        iou: FloatArray = overlap / (_area(box_xyxy) + _area(boxes_xyxy) - overlap)
+        width = np.maximum(np.minimum(x2, other_x2) - np.maximum(x1, other_x1), 0)
+        height = np.maximum(np.minimum(y2, other_y2) - np.maximum(y1, other_y1), 0)
+        overlap = width * height
+        areas = (x2 - x1) * (y2 - y1) + (other_x2 - other_x1) * (other_y2 - other_y1)
+        iou: FloatArray = overlap / (areas - overlap)
     return iou
-
-
-def _area(boxes_xyxy: FloatArray) -> FloatArray:
-    return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).prod(axis=-1)

@@ -1,9 +1,14 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from torchvision.ops import nms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import batched_nms, nms
 
 from mnet_det.config import EvalConfig
+from mnet_det.runtime import postprocess as module
 from mnet_det.runtime.postprocess import Thresholds, postprocess
 from mnet_det.structures import Detections
 
@@ -64,6 +69,67 @@ def test_detections_equal_torchvision(seed: int, case: dict, thresholds: Thresho
     np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def assert_equals_batched_nms(boxes_xyxy: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> None:
+    """No limit before suppression, since `batched_nms` has none."""
+    candidates, labels = np.nonzero(scores >= thresholds.score)
+    boxes = boxes_xyxy[candidates, 0 if boxes_xyxy.shape[1] == 1 else labels]
+    pairs = scores[candidates, labels]
+    kept = batched_nms(torch.tensor(boxes), torch.tensor(pairs), torch.tensor(labels), thresholds.nms).numpy()
+    kept = kept[: thresholds.max_detections]
+    found, expected = postprocess(boxes_xyxy, scores, thresholds), Detections(boxes[kept], pairs[kept], labels[kept])
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(in_fixed_order(found), in_fixed_order(expected))
+
+
+def in_fixed_order(found: Detections) -> np.ndarray:
+    """Rows of box, score and label, sorted: with many candidates `batched_nms` orders equal scores as it happens."""
+    rows = np.column_stack([found.boxes_xyxy, found.scores, found.labels])
+    rows = rows[found.scores > found.scores[-1:]]  # which of the last ones are left out is chance, too
+    return rows[np.lexsort(rows.T)]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    candidates=st.integers(0, 60),
+    classes=st.integers(1, 4),
+    per_class=st.booleans(),
+    grid=st.sampled_from([1, 10, 50]),
+    score_levels=st.sampled_from([1, 3, 1000]),
+    limit=st.sampled_from([0.0, 0.3, 0.5, 0.6, 1.0]),
+    max_detections=st.sampled_from([1, 7, 1000]),
+    sizes=st.sampled_from([(1, 1), (2, 3), (16, 8), (1024, 128)]),
+)
+def test_any_candidates_give_what_batched_nms_gives(
+    seed: int,
+    candidates: int,
+    classes: int,
+    per_class: bool,
+    grid: int,
+    score_levels: int,
+    limit: float,
+    max_detections: int,
+    sizes: tuple[int, int],
+) -> None:
+    """Whole coordinates: `batched_nms` moves each class aside, which rounds others. Small looks and blocks, so that
+    many of them are needed."""
+    boxes_xyxy, scores = random_candidates(
+        seed, candidates=candidates, classes=classes, per_class=per_class, grid=grid, score_levels=score_levels
+    )
+    thresholds = Thresholds(score=0.001, nms=limit, pre_nms=10_000, max_detections=max_detections)
+    with mock.patch.object(module, "FIRST_LOOK", sizes[0]), mock.patch.object(module, "BLOCK", sizes[1]):
+        assert_equals_batched_nms(boxes_xyxy, scores, thresholds)
+
+
+@pytest.mark.parametrize("score_levels", [10**6, 200], ids=["few ties", "ties everywhere"])
+def test_candidates_of_coco_s_size_give_what_batched_nms_gives(score_levels: int) -> None:
+    """So many that `batched_nms` takes class after class, and coordinates need not be whole."""
+    boxes_xyxy, scores = random_candidates(
+        3, candidates=1917, classes=90, per_class=False, grid=0.01, score_levels=score_levels
+    )
+    assert_equals_batched_nms(boxes_xyxy, scores, Thresholds(score=0.001, nms=0.6, pre_nms=10_000, max_detections=500))
 
 
 @pytest.mark.parametrize(
