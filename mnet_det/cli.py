@@ -22,8 +22,10 @@ from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 
 if TYPE_CHECKING:
     from mnet_det.config import Config
+    from mnet_det.engine.bench import Frames
     from mnet_det.report.cost import Cost
     from mnet_det.runtime import Predictor
+    from mnet_det.runtime.backends import Aim
 
 app = typer.Typer(
     name="mnet-det",
@@ -36,7 +38,7 @@ app = typer.Typer(
 )
 
 TRAIN_PACKAGES = {
-    *("torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard"),
+    *("torch", "torchvision", "albumentations", "pycocotools", "onnx", "onnxscript", "tensorboard", "matplotlib"),
     *("tflite", "flatbuffers", "h5py", "safetensors"),
 }
 PIPE_WIDTH = 160
@@ -169,6 +171,7 @@ def evaluate(
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON.")] = None,
     detections: Annotated[Path | None, typer.Option(help="Score this COCO results file instead of a model.")] = None,
     runtime: Runtime = "auto",
+    threads: Threads = None,
     json: JsonOut = None,
     save_detections: Annotated[Path | None, typer.Option(help="Write a COCO results file.", metavar="FILE")] = None,
 ) -> None:
@@ -192,9 +195,10 @@ def evaluate(
             raise typer.BadParameter("a MODEL needs --images")
         data = read_coco(annotations, images)
         data.require_files()
-        predictor = _load(model, runtime=runtime)
+        predictor = _load(model, runtime=runtime, threads=threads, aim="throughput")
         used = predictor.runtime
         scores, results = run_model(predictor, data, annotations)
+        _say_runtime(predictor)
     if json is not None:
         write_json(json, scores.to_json(runtime=used))
     if save_detections is not None:
@@ -215,6 +219,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability.")] = 0.5,
     runtime: Runtime = "auto",
+    threads: Threads = None,
     json: JsonOut = None,
 ) -> None:
     """Pictures with boxes, and a COCO results file. Without a MODEL: the published detector of COCO's 80 classes.
@@ -231,7 +236,8 @@ def predict(
     if not Path(words[0]).exists() and not is_model(words[0]):
         find_model(words[0])  # refuses it, with the name that it may be a misspelling of
     images = list(expand(map(Path, sources)))  # before the model is fetched and converted
-    predictor = _load(model, runtime=runtime, score=score)
+    predictor = _load(model, runtime=runtime, threads=threads, score=score)
+    _say_runtime(predictor)
     results, faults = predict_files(
         predictor,
         images,
@@ -279,6 +285,7 @@ def demo(
     except BaseException:
         opened.close()
         raise
+    _say_runtime(predictor)
     result = run_demo(
         predictor,
         opened,
@@ -299,30 +306,61 @@ def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A published name, a checkpoint (.pt) or a published .tflite file.")
     ],
-    format: Annotated[str, typer.Option(help="onnx, or openvino (an .xml and a .bin file).")],
+    format: Annotated[str, typer.Option(help="onnx, openvino or openvino-int8 (these two: an .xml and a .bin file).")],
     out: Annotated[Path | None, typer.Option(help="The file; beside the model unless given, or here.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images the network takes at a time.")] = 1,
-    calibration: Annotated[Path | None, typer.Option(help="Folder of images to compare on.", metavar="DIR")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Images to compare on, and to calibrate int8 on; else the model's own.", metavar="DIR"),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Of int8: images to measure AP on; else the model's own.", metavar="DIR")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Of int8: the COCO JSON of these images.", metavar="FILE")
+    ] = None,
     proposals: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Of Faster R-CNN: how many regions its second stage looks at.")
     ] = None,
 ) -> None:
-    """A self-contained file that passed its own comparison with torch.
+    """A self-contained file that passed its own comparison with torch; for int8, with AP before and after.
 
     Example: mnet-det export runs/toy/best.pt --format onnx
     """
     from mnet_det.engine.export import export_detector
 
-    suffixes = {"onnx": ".onnx", "openvino": ".xml"}
-    if format not in suffixes:
-        raise typer.BadParameter(f"--format {format}: expected {' or '.join(suffixes)}")
-    suffix = suffixes[format]
+    endings = {"onnx": ".onnx", "openvino": ".xml", "openvino-int8": "-int8.xml"}
+    if format not in endings:
+        raise typer.BadParameter(f"--format {format}: expected one of {', '.join(endings)}")
+    if (images is None) != (annotations is None):
+        raise typer.BadParameter("--images and --annotations belong together: give both or neither")
+    if images is not None and format != "openvino-int8":
+        raise typer.BadParameter("--images and --annotations are to measure AP, which only openvino-int8 does")
+    suffix = ".onnx" if format == "onnx" else ".xml"
     if out is not None and out.suffix.lower() != suffix:
         raise ConfigError(f"{out}: expected a name that ends in {suffix}")
     file = _model_file(model)
     if out is None:
-        out = file.with_suffix(suffix) if file == Path(model) else Path(f"{model}{suffix}")
-    print(export_detector(file, out, images=calibration, batch=batch, proposals=proposals))
+        beside = str(file.with_suffix("")) if file == Path(model) else model
+        out = Path(f"{beside}{endings[format]}")
+    if format == "openvino-int8":
+        from mnet_det.engine.quantize import MAX_DROP, export_int8
+
+        int8 = export_int8(
+            file,
+            out,
+            calibration=calibration,
+            images=images,
+            annotations=annotations,
+            batch=batch,
+            proposals=proposals,
+            note=print,
+        )
+        print(int8)
+        if int8.drop is not None and int8.drop > MAX_DROP:
+            print(f"warning: int8 costs {int8.drop:.3f} AP, more than {MAX_DROP}", file=sys.stderr)
+    else:
+        print(export_detector(file, out, images=calibration, batch=batch, proposals=proposals))
     print(f"wrote {out}")
 
 
@@ -342,19 +380,29 @@ def bench(
     rho: Annotated[str | None, typer.Option(help="Resolutions of the same.")] = None,
     runtime: Annotated[str, typer.Option(help="One or several of auto, openvino, onnxruntime, torch.")] = "auto",
     threads: Threads = None,
+    images: Annotated[Path | None, typer.Option(help="Look at these instead of drawn scenes.", metavar="DIR")] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="Size of the scenes (640x480 unless given); images are stretched.", metavar="WxH")
+    ] = None,
+    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability of a detection.")] = 0.5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each model, of three measured frames each.")] = 20,
     json: JsonOut = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the stages as bars (.png).", metavar="FILE")] = None,
 ) -> None:
-    """Milliseconds of each stage, models interleaved in one run, on this machine.
+    """Milliseconds of each stage, models interleaved in one run, beside what a matrix product reaches on this machine.
 
-    Example: mnet-det bench --alpha 1,0.5,0.25 --runtime openvino,torch
+    Example: mnet-det bench --alpha 1,0.5,0.25 --runtime openvino,torch --picture bench.png
     """
-    from dataclasses import asdict
-
     from mnet_det.engine.bench import recipes_to_measure, run_bench, widths_to_measure
     from mnet_det.files import write_json
-    from mnet_det.report.tables import print_bench
+    from mnet_det.report.tables import bench_json, print_bench
     from mnet_det.runtime.benchmark import machine
 
+    if picture is not None:  # before time goes into measuring
+        from mnet_det.report.plots import draw_bench, write_figure
+
+        if picture.suffix.lower() != ".png":
+            raise ConfigError(f"{picture}: expected a name that ends in .png")
     settings = [word for word in words or [] if "=" in word]
     files = [word for word in words or [] if "=" not in word]
     recipes = [Path(word) for word in files if Path(word).suffix in (".yaml", ".yml")]
@@ -365,19 +413,22 @@ def bench(
     models = [word for word in files if Path(word) not in recipes]
     configs = recipes_to_measure(recipes, backbones=_names(backbone), settings=settings)
     configs |= widths_to_measure(_numbers("alpha", alpha or ("" if files else "1")), _numbers("rho", rho or "1"))
-    costs = _costs(configs) if configs else {}
-    rows = run_bench(
+    costs = _costs(models, configs)
+    measured = run_bench(
         models,
         configs=configs,
         runtimes=_names(runtime),
         threads=threads,
         load=_load,
+        frames=_frames(images, frame),
+        score=score,
+        rounds=rounds,
     )
+    print_bench(_console(), machine(), measured, costs=costs)
     if json is not None:
-        counted = {name: {"mult_adds": cost.mult_adds, "params": cost.params} for name, cost in costs.items()}
-        content = [asdict(row) | counted.get(row.model, {}) for row in rows]
-        write_json(json, {"machine": machine(), "rows": content})
-    print_bench(_console(), machine(), rows, costs=costs)
+        write_json(json, bench_json(machine(), measured, costs=costs))
+    if picture is not None:
+        write_figure(picture, draw_bench(machine(), measured))
 
 
 @app.command()
@@ -530,15 +581,48 @@ def _numbers(name: str, text: str) -> list[float]:
         raise typer.BadParameter(f"--{name} {text}: expected numbers with commas between, such as 1,0.5") from None
 
 
-def _costs(configs: dict[str, Config]) -> dict[str, Cost]:
+def _costs(models: list[str], configs: dict[str, Config]) -> dict[str, Cost]:
+    """What each config costs, and each model whose network is known: an exported file does not say it."""
+    networks = _networks_of(models)
+    if not networks and not configs:
+        return {}
     from mnet_det.engine.bench import CLASSES
     from mnet_det.models import build_detector
     from mnet_det.report.cost import count_cost
 
-    def cost(config: Config) -> Cost:
-        return count_cost(lambda: build_detector(config.model, num_classes=CLASSES), input_hw=config.model.input_hw)
+    def cost(config: Config, classes: int) -> Cost:
+        return count_cost(lambda: build_detector(config.model, num_classes=classes), input_hw=config.model.input_hw)
 
-    return {name: cost(config) for name, config in configs.items()}
+    networks |= {name: (config, CLASSES) for name, config in configs.items()}
+    return {name: cost(config, classes) for name, (config, classes) in networks.items()}
+
+
+def _networks_of(models: list[str]) -> dict[str, tuple[Config, int]]:
+    """Config and number of classes of those models that are no exported files, where torch can open them."""
+    files = {model: _model_file(model) for model in models}
+    files = {model: file for model, file in files.items() if file.suffix.lower() not in (".onnx", ".xml")}
+    try:
+        from mnet_det.engine.checkpoint import open_detector
+
+        opened = {model: open_detector(file) for model, file in files.items()}
+    except ModuleNotFoundError:  # their exports in the cache are measured all the same
+        return {}
+    return {model: (checkpoint.config, len(checkpoint.class_names)) for model, checkpoint in opened.items()}
+
+
+def _frames(images: Path | None, frame: str | None) -> Frames:
+    """What `bench` looks at."""
+    from mnet_det.engine.bench import SCENE_HW, drawn_frames, read_frames
+
+    frame_hw = None if frame is None else _frame_hw(frame)
+    return drawn_frames(frame_hw or SCENE_HW) if images is None else read_frames(images, frame_hw=frame_hw)
+
+
+def _frame_hw(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= 64):
+        raise typer.BadParameter(f"--frame {text}: expected width and height, at least 64 each, such as 640x360")
+    return int(height), int(width)
 
 
 def _names(text: str | None) -> list[str]:
@@ -553,7 +637,12 @@ def _model_file(word: str) -> Path:
 
 
 def _load(
-    word: str | Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None
+    word: str | Path,
+    *,
+    runtime: str = "auto",
+    threads: int | None = None,
+    score: float | None = None,
+    aim: Aim = "latency",
 ) -> Predictor:
     """A model on any runtime; torch, which the runtime package never imports, included."""
     path = _model_file(str(word))
@@ -563,7 +652,13 @@ def _load(
         return load_torch_predictor(path, threads=threads, score=score)
     from mnet_det.runtime import load_predictor
 
-    return load_predictor(path, runtime=runtime, threads=threads, score=score)
+    return load_predictor(path, runtime=runtime, threads=threads, score=score, aim=aim)
+
+
+def _say_runtime(predictor: Predictor) -> None:
+    """Which engine runs, where nobody chose it, and why."""
+    if predictor.choice is not None:
+        print(f"runtime {predictor.choice.runtime}: {predictor.choice.reason}", file=sys.stderr)
 
 
 def _print_scores(scores: Any) -> None:

@@ -43,7 +43,12 @@ sys.modules["openvino_telemetry"] = None  # its import alone would report to its
 import openvino
 print("computes in", ", ".join(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
 """
-ONNXRUNTIME_PROBE = "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))"
+ONNXRUNTIME_PROBE = """
+import os
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
+print(", ".join(onnxruntime.get_available_providers()))
+"""
 ALBUMENTATIONS_PROBE = "import albumentations; print('imports')"
 PYCOCOTOOLS_PROBE = "import pycocotools.mask; print('imports')"
 
@@ -100,6 +105,7 @@ def examine(*, cache: Path | None = None) -> list[Finding]:
         check_opencv,
         lambda: _check_import("openvino", OPENVINO_PROBE, extra=""),
         lambda: _check_import("onnxruntime", ONNXRUNTIME_PROBE, extra="onnxruntime"),
+        lambda: check_requirements("int8", "int8 packages"),
         check_cpu,
         check_memory,
         check_display,

@@ -99,7 +99,7 @@ def one_at_a_time(path: Path, *, console: Console | None = None) -> Iterator[Non
             lock.acquire(timeout=0)
         except filelock.Timeout:
             if console is not None:
-                console.print(f"waiting for another process that fetches {path.name}", markup=False, highlight=False)
+                console.print(f"waiting for another process that makes {path.name}", markup=False, highlight=False)
             lock.acquire()
     except OSError as error:
         raise _not_written(path, error) from None

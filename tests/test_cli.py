@@ -106,6 +106,9 @@ def test_the_module_is_the_command() -> None:
         ["predict", "best.pt", "photos"],
         ["export", "best.pt"],
         ["export", "best.pt", "--format", "tensorrt"],
+        ["export", "best.pt", "--format", "openvino-int8", "--images", "a"],
+        ["export", "best.pt", "--format", "openvino-int8", "--annotations", "a.json"],
+        ["export", "best.pt", "--format", "onnx", "--images", "a", "--annotations", "a.json"],
         ["bench", "--alpha", "1,wide"],
         ["demo", "--score", "2"],
     ],
@@ -528,6 +531,42 @@ def test_export_writes_beside_the_checkpoint_and_says_how_it_compares(
     assert answer.out.endswith(f"wrote {tmp_path / 'best.onnx'}\n")
 
 
+def test_an_unknown_format_is_answered_with_the_three_that_are_known(cli: Cli) -> None:
+    answer = cli("export", "best.pt", "--format", "int8")
+    assert answer.status == 2
+    assert all(name in answer.err for name in ("--format int8", "onnx", "openvino", "openvino-int8"))
+
+
+@pytest.mark.parametrize(("after", "warns"), [(0.191, False), (0.189, True)])
+def test_int8_that_costs_more_than_a_hundredth_of_ap_is_kept_with_a_warning(
+    after: float, warns: bool, cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mnet_det.engine import quantize
+    from mnet_det.engine.export import Parity
+    from mnet_det.runtime.metadata import Quantization
+
+    asked: dict[str, Any] = {}
+
+    def export_int8(path: Path, out: Path, **options: Any) -> quantize.Int8Export:
+        asked.update(options, path=path, out=out)
+        quantization = Quantization(calibration_images=300, scored_images=50, ap_float32=0.2, ap_int8=after)
+        return quantize.Int8Export(Parity(8, 30, 0.1, 1e-4), quantization)
+
+    monkeypatch.setattr(quantize, "export_int8", export_int8)
+    words = ["--calibration", "photos", "--images", "val", "--annotations", "val.json", "--batch", "4"]
+    (here / "best.pt").touch()
+    answer = cli("export", "best.pt", "--format", "openvino-int8", *words)
+    assert answer.status == 0
+    assert answer.out.splitlines() == [
+        f"int8, calibrated on 300 images: AP 0.200 before, {after} after, on 50 images",
+        "wrote best-int8.xml",
+    ]
+    assert answer.err == ("warning: int8 costs 0.011 AP, more than 0.01\n" if warns else "")
+    assert (asked["path"], asked["out"]) == (Path("best.pt"), Path("best-int8.xml"))
+    given = {name: asked[name] for name in ("calibration", "images", "annotations", "batch")}
+    assert given == {"calibration": Path("photos"), "images": Path("val"), "annotations": Path("val.json"), "batch": 4}
+
+
 def test_export_that_fails_its_comparison_is_exit_status_1(
     cli: Cli, toy_run: Path, toy_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,7 +579,8 @@ def test_export_that_fails_its_comparison_is_exit_status_1(
 
 
 def test_bench_writes_the_promised_keys(cli: Cli, toy_model: Path, tmp_path: Path) -> None:
-    words = ["--runtime", "openvino,onnxruntime", "--threads", "1", "--json", tmp_path / "bench.json"]
+    words = ["--runtime", "openvino,onnxruntime", "--threads", "1", "--rounds", "1"]
+    words += ["--json", tmp_path / "bench.json", "--picture", tmp_path / "bench.png"]
     answer = cli("bench", toy_model, *words)
     assert answer.status == 0, answer.err
     content = read(tmp_path / "bench.json")
@@ -552,13 +592,59 @@ def test_bench_writes_the_promised_keys(cli: Cli, toy_model: Path, tmp_path: Pat
         assert (row["alpha"], row["input_hw"], row["threads"]) == (0.1, [64, 64], 1)
         for stage in ("preprocess_ms", "network_ms", "postprocess_ms", "total_ms"):
             assert 0 < row[stage]["p50"] <= row[stage]["p95"]
+        assert "mult_adds" not in row  # an exported file does not say them
+    product = content["matrix_product"]
+    assert (product["size"], product["threads"]) == (1024, 1)
+    assert product["g_mult_adds_per_s"] == pytest.approx(1024**3 / product["ms"]["p50"] / 1e6)
+    assert product["library"] in answer.out
+    assert (content["images"], content["frame_hw"], content["score"]) == ("8 drawn scenes", [480, 640], 0.5)
+    assert cv2.imread(str(tmp_path / "bench.png")).shape[1] == 1200
+
+
+def test_bench_of_a_checkpoint_on_a_folder_of_images_says_what_part_of_the_machine_is_used(
+    cli: Cli, toy: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    words = ["--images", toy / "val2017", "--frame", "96x64", "--score", "0.01", "--runtime", "torch", "--rounds", "1"]
+    answer = cli("bench", toy_run / "best.pt", *words, "--threads", "1", "--json", tmp_path / "bench.json")
+    assert answer.status == 0, answer.err
+    content = read(tmp_path / "bench.json")
+    assert content["images"] == f"4 images of {toy / 'val2017'}"
+    assert (content["frame_hw"], content["score"]) == ([64, 96], 0.01)
+    (row,) = content["rows"]
+    assert row["detections"] > 0
+    rates = row["g_mult_adds_per_s"], content["matrix_product"]["g_mult_adds_per_s"]
+    assert row["fraction_of_matrix_product"] == pytest.approx(rates[0] / rates[1])
+    assert row["g_mult_adds_per_s"] == pytest.approx(row["mult_adds"] / row["network_ms"]["p50"] / 1e6)
+
+
+@pytest.mark.parametrize("frame", ["640", "640x", "640x-3", "32x640", "axb"])
+def test_bench_refuses_what_is_no_size_of_a_frame(frame: str, cli: Cli, toy_model: Path) -> None:
+    answer = cli("bench", toy_model, "--frame", frame)
+    assert answer.status == 2
+    assert f"--frame {frame}: expected width and height, at least 64 each" in " ".join(answer.err.split())
+
+
+def test_bench_refuses_another_picture_than_png_before_measuring(cli: Cli, toy_model: Path, here: Path) -> None:
+    answer = cli("bench", toy_model, "--picture", "bench.docx")
+    assert_explained(answer, "bench.docx: expected a name that ends in .png", here)
+
+
+def test_bench_says_before_measuring_that_matplotlib_is_missing(
+    cli: Cli, toy_model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "mnet_det.report.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    answer = cli("bench", toy_model, "--picture", "bench.png")
+    assert_explained(answer, "this needs the package matplotlib, which is not installed: ", here)
 
 
 def test_bench_measures_a_config_with_random_weights_and_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(
         "model: {head: faster_rcnn, fpn: true, alpha: 0.1, base_hw: [64, 64], proposals: 5}"
     )
-    words = ["--backbone", "mobilenet_v1", "--threads", "1", "--json", tmp_path / "bench.json"]
+    words = ["--backbone", "mobilenet_v1", "--runtime", "openvino", "--threads", "1", "--rounds", "1"]
+    words += ["--json", tmp_path / "bench.json"]
     answer = cli("bench", tmp_path / "tiny.yaml", "model.base_hw=[96,96]", *words)
     assert answer.status == 0, answer.err
     assert "G multiply-adds" in answer.out
@@ -566,6 +652,7 @@ def test_bench_measures_a_config_with_random_weights_and_says_what_it_costs(cli:
     assert (row["model"], row["input_hw"]) == ("tiny on mobilenet_v1 (random weights)", [96, 96])
     assert row["params"] > 13e6  # the fully connected layers of the second stage
     assert row["mult_adds"] > 5 * 13e6  # run five times
+    assert row["fraction_of_matrix_product"] > 0
 
 
 def test_bench_takes_settings_for_configs_only(cli: Cli, toy_model: Path, tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_who_waits_for_another_is_told(tmp_path: Path) -> None:
         assert release.is_set()
     thread.join()
     assert isinstance(shown.file, io.StringIO)
-    assert shown.file.getvalue() == "waiting for another process that fetches file.bin\n"
+    assert shown.file.getvalue() == "waiting for another process that makes file.bin\n"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

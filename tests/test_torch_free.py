@@ -81,7 +81,7 @@ def test_an_exported_model_needs_no_torch(tmp_path: Path, toy: Path, toy_model: 
     for words in (
         ["demo", clip, "--model", model, "--screen", "none", "--frames", "3", "--stats", "s.json", "--record", "c.mp4"],
         ["predict", model, picture, "--out", "found"],
-        ["bench", model, "--runtime", "openvino"],
+        ["bench", model, "--runtime", "openvino", "--rounds", "1"],
     ):
         assert_runs_without_torch(words, folder=tmp_path)
     assert {"s.json", "c.mp4", "found"} <= {path.name for path in tmp_path.iterdir()}

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mnet_det.config import Config, load_config
 from mnet_det.data.toy import draw_scene
 from mnet_det.errors import ConfigError
+from mnet_det.images import list_images, read_image
+from mnet_det.preprocess import plan_resize, resize_pixels
 from mnet_det.runtime import Predictor
-from mnet_det.runtime.benchmark import BenchmarkRow, benchmark
+from mnet_det.runtime.backends import physical_cores
+from mnet_det.runtime.benchmark import Benchmark, MatrixProduct, StageSummary, looking, row_of
+from mnet_det.runtime.interleave import ROUNDS, interleave
 from mnet_det.structures import Image
 
 Load = Callable[..., Predictor]
@@ -24,6 +31,40 @@ CLASSES = 80
 SCENE_HW = (480, 640)
 LIVE_SCORE = 0.5
 """The demo's threshold: measured is what a person watches, not what AP needs."""
+MOST_IMAGES = 64
+"""Of a folder. No multiple of the calls in a turn, so that those that do not count are not always the same images'."""
+PRODUCT_SIZE = 1024
+"""About as many multiply-adds as SSD300 at alpha 1, and 4 MB a matrix: more than the nearest caches hold."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What every model of a benchmark looks at.
+
+    Attributes:
+        images: RGB uint8 [H, W, 3].
+        what: they are, in words.
+        frame_hw: the size of all of them; None where each has its own.
+    """
+
+    images: Sequence[Image]
+    what: str
+    frame_hw: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Multiplication:
+    """A product of two square float32 matrices that waits to be computed.
+
+    Attributes:
+        library: what computes it, with its version.
+        threads: how many it is told to compute with; None where the library chooses.
+        run: computes it once.
+    """
+
+    library: str
+    threads: int | None
+    run: Callable[[], object]
 
 
 def widths_to_measure(alphas: Sequence[float], rhos: Sequence[float]) -> dict[str, Config]:
@@ -62,8 +103,11 @@ def run_bench(
     runtimes: Sequence[str],
     threads: int | None,
     load: Load,
-) -> list[BenchmarkRow]:
-    """Measure all models on all runtimes, interleaved, on drawn 640×480 scenes.
+    frames: Frames | None = None,
+    score: float = LIVE_SCORE,
+    rounds: int = ROUNDS,
+) -> Benchmark:
+    """Measure all models on all runtimes and the machine's own limit, all of them in turns.
 
     Args:
         models: model files, or names of published weights.
@@ -71,14 +115,19 @@ def run_bench(
         runtimes: names that `load` knows.
         threads: how many to compute with; the runtimes' own choice unless given.
         load: `load(path, runtime=…, threads=…, score=…)` gives a predictor.
+        frames: what to look at; drawn 640×480 scenes unless given.
+        score: the least probability of a detection.
+        rounds: see `interleave`.
 
     Raises:
         ConfigError: nothing to measure, or a network that cannot be built.
     """
     if not models and not configs:
         raise ConfigError("nothing to measure: give a MODEL, a config file or --alpha")
+    frames = frames or drawn_frames()
     with _random_models(configs) as random_models:
         named: dict[str, str | Path] = {**{str(model): model for model in models}, **random_models}
+        product = multiplication(threads=threads)  # before the models: torch has one number of threads for all it does
         predictors = [
             (
                 name,
@@ -86,17 +135,85 @@ def run_bench(
                     _form_for(random_models[name], runtime) if name in random_models else model,
                     runtime=runtime,
                     threads=threads,
-                    score=LIVE_SCORE,
+                    score=score,
                 ),
             )
             for (name, model), runtime in itertools.product(named.items(), runtimes)
         ]
-        return benchmark(predictors, bench_images())
+        contestants: list[Callable[[int], Any]] = [looking(predictor, frames.images) for _, predictor in predictors]
+        *looks, product_ms = interleave([*contestants, _timing(product.run)], rounds=rounds)
+    return Benchmark(
+        rows=[row_of(name, predictor, taken) for (name, predictor), taken in zip(predictors, looks, strict=True)],
+        product=MatrixProduct(product.library, PRODUCT_SIZE, product.threads, StageSummary.of(product_ms)),
+        images=frames.what,
+        frame_hw=frames.frame_hw,
+        score=score,
+    )
 
 
-def bench_images() -> list[Image]:
-    """The scenes that every benchmark of ours looks at."""
-    return [draw_scene(np.random.default_rng(index), image_hw=SCENE_HW).image for index in range(8)]
+def bench_images(frame_hw: tuple[int, int] = SCENE_HW) -> list[Image]:
+    """The scenes that every benchmark of ours looks at unless told otherwise."""
+    return [draw_scene(np.random.default_rng(index), image_hw=frame_hw).image for index in range(8)]
+
+
+def drawn_frames(frame_hw: tuple[int, int] = SCENE_HW) -> Frames:
+    """`bench_images` with what is said of them."""
+    images = bench_images(frame_hw)
+    return Frames(images, f"{len(images)} drawn scenes", frame_hw)
+
+
+def read_frames(folder: Path, *, frame_hw: tuple[int, int] | None = None) -> Frames:
+    """The first images of a folder, stretched to one size where that is given.
+
+    Raises:
+        DataError: no such folder, no image in it, or one that cannot be read.
+    """
+    images = [read_image(path) for path in list_images(folder)[:MOST_IMAGES]]
+    if frame_hw is not None:
+        images = [
+            resize_pixels(image, plan_resize((image.shape[0], image.shape[1]), frame_hw, "stretch")) for image in images
+        ]
+    return Frames(images, f"{len(images)} images of {folder}", frame_hw)
+
+
+def multiplication(*, threads: int | None = None) -> Multiplication:
+    """The product by torch where that is installed, else by numpy.
+
+    torch can be told a number of threads, numpy's BLAS cannot once it is loaded. All that torch computes in this
+    process uses as many threads from then on.
+
+    Args:
+        threads: how many to compute with; physical cores unless given.
+    """
+    try:
+        import torch
+    except ImportError:
+        return _numpy_multiplication()
+    threads = threads or physical_cores()
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn((2, PRODUCT_SIZE, PRODUCT_SIZE), generator=generator)
+    out = torch.empty_like(a)
+    kernels = " (MKL)" if torch.backends.mkl.is_available() else ""
+    return Multiplication(f"torch {torch.__version__}{kernels}", threads, lambda: torch.mm(a, b, out=out))
+
+
+def _numpy_multiplication() -> Multiplication:
+    a, b = np.random.default_rng(0).standard_normal((2, PRODUCT_SIZE, PRODUCT_SIZE), dtype=np.float32)
+    out = np.empty_like(a)
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    return Multiplication(f"numpy {np.__version__} ({blas}, its own threads)", None, lambda: np.matmul(a, b, out=out))
+
+
+def _timing(run: Callable[[], object]) -> Callable[[int], float]:
+    """A contestant for `interleave` that says how many milliseconds a run took."""
+
+    def timed(call: int) -> float:
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) * 1000
+
+    return timed
 
 
 @contextmanager

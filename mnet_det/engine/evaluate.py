@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from mnet_det.data.coco import CocoData, read_coco_json, to_results
 from mnet_det.errors import DataError
 from mnet_det.runtime.predictor import Predictor
-from mnet_det.structures import Image
+from mnet_det.structures import Detections
 
 NUMBERS = (
     "AP",
@@ -36,8 +35,9 @@ NUMBERS = (
     "AR_large",
 )
 """Names of COCOeval's twelve numbers, in its order."""
+READERS = 2
 READ_AHEAD = 16
-"""Images that are decoded while the network works."""
+"""Images that are under way at a time, at least: some being read, some in the network."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,18 @@ class Scores:
         }
 
 
-def detect_all(predictor: Predictor, data: CocoData, *, batch_size: int = 1) -> Iterator[list[dict[str, Any]]]:
+def detect_all(
+    predictor: Predictor, data: CocoData, *, batch_size: int | None = None
+) -> Iterator[list[dict[str, Any]]]:
     """Run a model over a data set.
 
     Classes are joined by name, so the order of the data's ids does not matter; classes that the data lack are left
     out.
+
+    Args:
+        predictor: the model.
+        data: the images.
+        batch_size: images that go through the network together; what the model takes at a time unless given.
 
     Yields:
         The COCO results of one image after another, with the data's own image and category ids.
@@ -88,15 +95,13 @@ def detect_all(predictor: Predictor, data: CocoData, *, batch_size: int = 1) -> 
     """
     category_ids = _join_classes(predictor.class_names, data)
     kept = np.array([category_id is not None for category_id in category_ids])
-    images = _read_ahead(data)
-    for start in range(0, len(data), batch_size):
-        found = predictor.batch(list(itertools.islice(images, batch_size)))
-        for index, detections in enumerate(found, start=start):
-            yield to_results(
-                detections[kept[detections.labels]],
-                image_id=int(data.image_ids[index]),
-                category_ids=category_ids,  # type: ignore[arg-type]  # those kept have ids
-            )
+    found = _detect_overlapped(predictor, data, batch_size=batch_size or predictor.backend.batch)
+    for image_id, detections in zip(data.image_ids, found, strict=True):
+        yield to_results(
+            detections[kept[detections.labels]],
+            image_id=int(image_id),
+            category_ids=category_ids,  # type: ignore[arg-type]  # those kept have ids
+        )
 
 
 def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Scores:
@@ -138,7 +143,7 @@ def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]
 
 
 def evaluate(
-    predictor: Predictor, data: CocoData, annotations: Path, *, batch_size: int = 1
+    predictor: Predictor, data: CocoData, annotations: Path, *, batch_size: int | None = None
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """Detect in all images of `data` and score against its annotation file.
 
@@ -149,7 +154,7 @@ def evaluate(
 
 
 def score_model(
-    predictor: Predictor, data: CocoData, truth: Mapping[str, Any], *, batch_size: int = 1
+    predictor: Predictor, data: CocoData, truth: Mapping[str, Any], *, batch_size: int | None = None
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """As `evaluate`, with the annotations already read: `truth` as `restrict` gives it."""
     results = [result for found in detect_all(predictor, data, batch_size=batch_size) for result in found]
@@ -196,13 +201,22 @@ def _mean(precision: np.ndarray) -> float | None:
     return float(valid.mean()) if valid.size else None
 
 
-def _read_ahead(data: CocoData) -> Iterator[Image]:
-    """All images in order, the next ones being decoded meanwhile."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        pending: deque[Future[Image]] = deque()
-        for index in range(len(data)):
-            pending.append(pool.submit(data.image, index))
-            if len(pending) > READ_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def _detect_overlapped(predictor: Predictor, data: CocoData, *, batch_size: int) -> Iterator[Detections]:
+    """Detections of all images in order; some images are read while others are in the network."""
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(predictor.backend.callers) as detectors:
+        pending: deque[Future[list[Detections]]] = deque()
+
+        def detect(indices: range) -> Future[list[Detections]]:
+            images = [readers.submit(data.image, index) for index in indices]
+            return detectors.submit(lambda: predictor.batch([image.result() for image in images]))
+
+        try:
+            for start in range(0, len(data), batch_size):
+                pending.append(detect(range(start, min(start + batch_size, len(data)))))
+                if len(pending) * batch_size > READ_AHEAD:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:  # a fault, or the caller has seen enough: what is not begun is not awaited
+            readers.shutdown(cancel_futures=True)
+            detectors.shutdown(cancel_futures=True)

@@ -31,7 +31,6 @@ from mnet_det.runtime.backends import (
     Backend,
     OpenVINOBackend,
     import_openvino,
-    read_openvino_model,
 )
 from mnet_det.runtime.cache import EXPORTED_SUFFIXES
 from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata
@@ -112,7 +111,7 @@ def export_detector(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         ConfigError: `out` ends in something else, or `proposals` for another head.
-        DataError: `images` holds no image.
+        DataError: there is no image in `images`, or none that can be read.
         ExportError: the exported model differs from torch.
     """
     if out.suffix.lower() not in EXPORTED_SUFFIXES:
@@ -133,9 +132,11 @@ def export_detector(
         parity = replace(
             compare(TorchBackend(detector, metadata), OpenVINOBackend(temporary), compared, batch=batch), drawn=drawn
         )
+        if not parity.images:
+            raise DataError(f"{images or checkpoint.config.data.images('val')}: none of its images can be read")
         if not parity.holds:
             raise ExportError(
-                f"{out}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
+                f"{out.name}: not kept, the exported model differs from torch: {parity.box_px:.3g} px (at most "
                 f"{MAX_BOX_PX}), score {parity.score:.3g} (at most {MAX_SCORE}), {parity.unpaired} detections without "
                 f"a counterpart so close, on {parity.images} images"
             )
@@ -165,11 +166,16 @@ def write_onnx(detector: Detector, metadata: ModelMetadata, path: Path, *, batch
 
 
 def write_openvino(detector: Detector, metadata: ModelMetadata, path: Path, *, batch: int = 1) -> None:
-    """As `write_onnx`, in OpenVINO's form: `path` and, with the suffix `.bin`, its weights in float32."""
+    """As `write_onnx`, in OpenVINO's form: `path` and, with the suffix `.bin`, its weights in float32.
+
+    Converting does more than reading: it folds constants and joins operations, so that whoever changes the graph, as
+    NNCF does, finds biases and ReLU6 for what they are.
+    """
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder) / "model.onnx"
         write_onnx(detector, metadata, onnx_file, batch=batch)
-        import_openvino().save_model(read_openvino_model(onnx_file), path, compress_to_fp16=False)
+        openvino = import_openvino()
+        openvino.save_model(openvino.convert_model(onnx_file), path, compress_to_fp16=False)
 
 
 def compare(reference: Backend, exported: Backend, images: Iterable[Image], *, batch: int = 1) -> Parity:
@@ -267,16 +273,16 @@ def _largest(difference: FloatArray) -> float:
 def _images_to_compare(config: Config, folder: Path | None) -> tuple[Iterator[Image], bool]:
     """Images of `folder`, else of the validation set, else drawn ones; and whether they are drawn."""
     if folder is not None:
-        return map(read_image, list_images(folder)), False
+        return readable(list_images(folder)), False
     try:
-        return _readable(list_images(config.data.images("val"))), False
+        return readable(list_images(config.data.images("val"))), False
     except (ConfigError, DataError):
         scenes = (draw_scene(np.random.default_rng(index), image_hw=DRAWN_HW) for index in range(MAX_IMAGES))
         return (scene.image for scene in scenes), True
 
 
-def _readable(paths: Iterable[Path]) -> Iterator[Image]:
-    """Those of a data set's images that can be read; a damaged one is no reason not to export."""
+def readable(paths: Iterable[Path]) -> Iterator[Image]:
+    """Those images that can be read; a damaged one is no reason not to export."""
     for path in paths:
         with suppress(DataError):
             yield read_image(path)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnet_det.catalogue import Entry
-from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
+from mnet_det.runtime.benchmark import Benchmark, BenchmarkRow, MatrixProduct, StageSummary, g_mult_adds_per_s
 
 if TYPE_CHECKING:
     from mnet_det.report.cost import Cost  # counting needs torch, printing does not
@@ -90,41 +90,83 @@ def print_scores(console: Console, scores: _Scores) -> None:
 def print_bench(
     console: Console,
     machine: Mapping[str, object],
-    rows: Sequence[BenchmarkRow],
+    measured: Benchmark,
     *,
     costs: Mapping[str, Cost] | None = None,
 ) -> None:
-    """One row a model and runtime: milliseconds as p50 / p95. Then the costs of those whose cost is known."""
+    """One row a model and runtime: milliseconds as p50 / p95. Then each model, with its cost where that is known."""
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
+    console.print(_product(measured.product), highlight=False)
+    known = costs or {}
+    names = [row.model for row in measured.rows] if console.width >= WIDE_ENOUGH else ()
     table = _table(
-        "milliseconds, p50 / p95",
+        f"milliseconds, p50 / p95; {measured}",
         "model",
         "runtime",
-        "input",
-        "threads",
         "preprocess",
         "network",
+        "of matrix\nproduct",
         "postprocess",
         "total",
         "fps",
-        names=[row.model for row in rows] if console.width >= WIDE_ENOUGH else (),
+        names=names,
     )
-    for row in rows:
-        stages = (row.preprocess_ms, row.network_ms, row.postprocess_ms, row.total_ms)
+    for row in measured.rows:
+        cost = known.get(row.model)
+        fraction = None if cost is None else measured.product.fraction_of(row, mult_adds=cost.mult_adds)
         table.add_row(
             Text(row.model),
             row.runtime,
-            f"{row.input_hw[1]}x{row.input_hw[0]}",
-            str(row.threads),
-            *map(_stage, stages),
-            f"{1000 / row.total_ms.p50:.1f}",
+            _stage(row.preprocess_ms),
+            _stage(row.network_ms),
+            "" if fraction is None else f"{fraction:.2f}",
+            _stage(row.postprocess_ms),
+            _stage(row.total_ms),
+            f"{row.fps:.1f}",
         )
     console.print(table)
-    if costs:
-        counted = _table("costs", "model", "G multiply-adds", "M parameters")
-        for name, cost in costs.items():
-            counted.add_row(Text(name), f"{cost.mult_adds / 1e9:.3g}", f"{cost.params / 1e6:.3g}")
-        console.print(counted)
+    models = _table("models", "model", "input", "detections a frame", "G multiply-adds", "M parameters", names=names)
+    for name, row in {row.model: row for row in measured.rows}.items():
+        cost = known.get(name)
+        counts = ("", "") if cost is None else (f"{cost.mult_adds / 1e9:.3g}", f"{cost.params / 1e6:.3g}")
+        models.add_row(Text(name), f"{row.input_hw[1]}x{row.input_hw[0]}", f"{row.detections:.1f}", *counts)
+    console.print(models)
+
+
+def bench_json(
+    machine: Mapping[str, object], measured: Benchmark, *, costs: Mapping[str, Cost] | None = None
+) -> dict[str, Any]:
+    """What `mnet-det bench --json` promises, the machine's own limit, and the cost of those whose cost is known."""
+    product = measured.product
+    return {
+        "machine": dict(machine),
+        "images": measured.images,
+        "frame_hw": measured.frame_hw,
+        "score": measured.score,
+        "matrix_product": asdict(product) | {"g_mult_adds_per_s": product.g_mult_adds_per_s},
+        "rows": [asdict(row) | _costs_of(row, product, (costs or {}).get(row.model)) for row in measured.rows],
+    }
+
+
+def _costs_of(row: BenchmarkRow, product: MatrixProduct, cost: Cost | None) -> dict[str, Any]:
+    """What is known of a row's arithmetic; a fraction only of float32."""
+    if cost is None:
+        return {}
+    fraction = product.fraction_of(row, mult_adds=cost.mult_adds)
+    known = {
+        "mult_adds": cost.mult_adds,
+        "params": cost.params,
+        "g_mult_adds_per_s": g_mult_adds_per_s(cost.mult_adds, row.network_ms),
+    }
+    return known if fraction is None else known | {"fraction_of_matrix_product": fraction}
+
+
+def _product(product: MatrixProduct) -> str:
+    threads = "" if product.threads is None else f", {product.threads} threads"
+    return (
+        f"matrix product {product.size}x{product.size}x{product.size}, float32, by {product.library}{threads}: "
+        f"{_stage(product.ms)} ms, {product.g_mult_adds_per_s:.1f} G multiply-adds a second"
+    )
 
 
 UNFOLDED_NAME = 44
@@ -186,11 +228,11 @@ def _table(title: str, *columns: str, texts: Collection[str] = (), names: Sequen
     Where `names` are given, other columns are folded before a name is, up to a reasonable length.
     """
     table = Table(title=title, title_justify="left")
-    width = min(max(map(len, names), default=0), UNFOLDED_NAME)
+    name_width = min(max(map(len, (columns[0], *names))), UNFOLDED_NAME) if names else None
     for index, column in enumerate(columns):
         left = index == 0 or column in texts
-        least = width if index == 0 else None
-        table.add_column(column, justify="left" if left else "right", overflow="fold", min_width=least)
+        width = name_width if index == 0 else None  # with a least width instead, the last columns would be cut off
+        table.add_column(column, justify="left" if left else "right", overflow="fold", width=width)
     return table
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,13 @@ from mnet_det.structures import Candidates, Detections
 INPUT_NAME = "images"
 OUTPUT_NAMES = Candidates._fields
 """Names in every exported graph; outputs are addressed by them, never by position."""
+NATIVE_FAILURES = (RuntimeError, ValueError, LookupError, ArithmeticError, MemoryError)
+"""What exceptions of C++ come out as; a message that is no UTF-8, such as a damaged name, as a `ValueError`."""
+MOST_COMPILED = 32
+"""Compiled models that are kept in the cache, each about as large as its weights; OpenVINO itself removes none."""
+
+Aim = Literal["latency", "throughput"]
+"""One image as soon as possible, all threads at work on it; or many images, each on a thread of its own."""
 
 
 class Backend(ABC):
@@ -34,11 +43,15 @@ class Backend(ABC):
         name: the engine: "openvino", "onnxruntime" or "torch".
         metadata: what the model says about itself.
         threads: how many the engine computes with.
+        batch: how many images it takes at a time.
+        callers: how many threads, each calling with its own images, keep the engine busy.
     """
 
     name: str
     metadata: ModelMetadata
     threads: int
+    batch: int = 1
+    callers: int = 1
 
     @abstractmethod
     def candidates(self, images: NDArray[np.uint8]) -> Candidates:
@@ -51,23 +64,29 @@ class Backend(ABC):
             numpy boxes_xyxy float32 [B, N, R, 4] and scores float32 [B, N, K].
         """
 
+    def borrow(self, images: NDArray[np.uint8]) -> Candidates:
+        """As `candidates`, in memory that this thread's next call may overwrite; it saves the engine a copy."""
+        return self.candidates(images)
+
     def __call__(self, images: NDArray[np.uint8], thresholds: Thresholds | None = None) -> list[Detections]:
         """Detections of each image, in network pixels; `thresholds` are the model's own unless given."""
         thresholds = thresholds or Thresholds.of(self.metadata)
-        return postprocess_batch(self.candidates(images), thresholds)
+        return postprocess_batch(self.borrow(images), thresholds)
 
 
 class _ExportedBackend(Backend):
     """A graph with a static batch. Any number of images goes through it in slices, the last one padded."""
 
-    _batch: int
-
     @abstractmethod
     def _run(self, images: NDArray[np.uint8]) -> Candidates:
-        """Run exactly one batch of the graph's own size."""
+        """Run exactly one batch of the graph's own size; what it returns may lie in the engine's memory."""
 
     def candidates(self, images: NDArray[np.uint8]) -> Candidates:
-        """Run the network on any number of images: see `Backend.candidates`.
+        """See `Backend.candidates`."""
+        return Candidates(*map(np.copy, self.borrow(images)))
+
+    def borrow(self, images: NDArray[np.uint8]) -> Candidates:
+        """Run the network on any number of images: see `Backend.borrow`.
 
         Raises:
             ValueError: not uint8, another size than the network's, or no image. Engines would convert some of these
@@ -78,25 +97,29 @@ class _ExportedBackend(Backend):
             raise ValueError(
                 f"expected uint8 [B, 3, {input_hw[0]}, {input_hw[1]}], got {images.dtype} {list(images.shape)}"
             )
-        missing = -len(images) % self._batch
-        padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
-        slices = [self._run(padded[start : start + self._batch]) for start in range(0, len(padded), self._batch)]
-        if len(slices) == 1 and not missing:
-            return slices[0]
+        if len(images) == self.batch:
+            return self._run(images)
+        missing = -len(images) % self.batch
+        padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+        starts = range(0, len(padded), self.batch)
+        slices = [Candidates(*map(np.copy, self._run(padded[start : start + self.batch]))) for start in starts]
         return Candidates(*(np.concatenate(parts)[: len(images)] for parts in zip(*slices, strict=True)))
 
 
 class OpenVINOBackend(_ExportedBackend):
-    """OpenVINO on the CPU, in float32, tuned for the latency of one image."""
+    """OpenVINO on the CPU, in float32 (an int8 model's quantised layers in int8)."""
 
     name = "openvino"
 
-    def __init__(self, path: Path, *, threads: int | None = None, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, aim: Aim = "latency", cache_dir: Path | None = None
+    ) -> None:
         """Load an exported `.onnx` file or OpenVINO `.xml`.
 
         Args:
             path: the file.
             threads: how many to compute with; unless given OpenVINO chooses: the physical (performance) cores.
+            aim: what to be quick at.
             cache_dir: where compiled models are kept for the next start; in the user's cache unless given.
 
         Raises:
@@ -105,18 +128,24 @@ class OpenVINOBackend(_ExportedBackend):
         model = read_openvino_model(path)
         self.metadata = _openvino_metadata(model, source=path)
         settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": aim.upper(),
             "INFERENCE_PRECISION_HINT": "f32",  # some CPUs would compute in bfloat16
+            "ENABLE_MMAP": False,  # a process that rewrites a cached file would crash those that have it mapped
             "CACHE_DIR": _writable(cache_dir or cache_folder() / "openvino"),
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = _openvino_core().compile_model(model, "CPU", settings)
+        self._compiled = _compile(model, settings, source=path)
         self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
-        self._batch = int(model.input(INPUT_NAME).shape[0])
+        # One more than there can be in the engine: it prepares its images meanwhile.
+        self.callers = 1 + int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self.batch = int(model.input(INPUT_NAME).shape[0])
+        self._of_thread = threading.local()  # a request serves one caller at a time
 
     def _run(self, images: NDArray[np.uint8]) -> Candidates:
-        outputs = self._compiled({INPUT_NAME: images})
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        outputs = self._of_thread.request.infer({INPUT_NAME: images}, share_inputs=True, share_outputs=True)
         return Candidates(*(outputs[name] for name in OUTPUT_NAMES))
 
 
@@ -125,19 +154,20 @@ class ONNXRuntimeBackend(_ExportedBackend):
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, aim: Aim = "latency") -> None:
         """Load an exported `.onnx` file.
 
         Args:
             path: the file.
             threads: how many to compute with; physical cores unless given.
+            aim: what to be quick at.
 
         Raises:
             CheckpointError: missing, not an ONNX file, or not exported by mnet-det.
             MissingPackageError: onnxruntime is not installed.
         """
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
             from onnxruntime.capi import onnxruntime_pybind11_state as faults
         except ImportError:
             raise MissingPackageError(
@@ -146,17 +176,29 @@ class ONNXRuntimeBackend(_ExportedBackend):
         _require_file(path, ".onnx")
         self.threads = threads or physical_cores()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = self.threads if aim == "latency" else 1
         options.log_severity_level = 3  # errors only
         # Idle threads would spin between two frames, and take the cores from whatever runs then.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # It has an exception for each kind of failure, and no base of them.
+        kinds = (kind for kind in vars(faults).values() if isinstance(kind, type) and issubclass(kind, Exception))
+        failures: tuple[type[Exception], ...] = (*kinds, *NATIVE_FAILURES)
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except (faults.InvalidProtobuf, faults.InvalidArgument, faults.InvalidGraph, faults.Fail) as error:
+            self._session = onnxruntime.InferenceSession(
+                path,
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # it would print that it tries again, on the same CPU
+            )
+            properties = self._session.get_modelmeta().custom_metadata_map
+            inputs = [_onnx_port(port) for port in self._session.get_inputs()]
+            outputs = [_onnx_port(port) for port in self._session.get_outputs()]
+        except failures as error:
             raise _unreadable(path, error) from None
-        properties = self._session.get_modelmeta().custom_metadata_map
         self.metadata = parse_metadata(properties.get(METADATA_KEY), source=path)
-        self._batch = int(self._session.get_inputs()[0].shape[0])
+        _require_form(inputs, outputs, self.metadata, source=path)
+        self.callers = 1 + (1 if aim == "latency" else self.threads)
+        self.batch = int(self._session.get_inputs()[0].shape[0])
 
     def _run(self, images: NDArray[np.uint8]) -> Candidates:
         return Candidates(*self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: images}))
@@ -172,6 +214,22 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module, without its telemetry.
+
+    Its import alone gives the machine an identifier and a data base in the user's home, and reports to its makers.
+    Import it through here everywhere.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when it is first imported
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()  # which is what Windows goes by
+    return onnxruntime
 
 
 def read_metadata(path: Path) -> ModelMetadata:
@@ -220,14 +278,83 @@ def read_openvino_model(path: Path) -> Any:
         if not frontend.supported(str(path)):
             raise _unreadable(path, "unknown content")
         return _openvino_core().read_model(path)
-    except RuntimeError as error:
+    except NATIVE_FAILURES as error:
         raise _unreadable(path, error) from None
+
+
+def _compile(model: Any, settings: dict[str, Any], *, source: Path) -> Any:
+    """Compile, or find the compiled model in the cache, of which the newest `MOST_COMPILED` are kept."""
+    try:
+        compiled = _openvino_core().compile_model(model, "CPU", settings)
+    except NATIVE_FAILURES:  # another process may have taken the cached file away meanwhile
+        try:
+            return _openvino_core().compile_model(model, "CPU", settings | {"CACHE_DIR": ""})
+        except NATIVE_FAILURES as error:
+            raise _unreadable(source, error) from None
+    if settings["CACHE_DIR"] and not compiled.get_property("LOADED_FROM_CACHE"):
+        with suppress(OSError):
+            blobs = Path(settings["CACHE_DIR"]).glob("*.blob")
+            for blob in sorted(blobs, key=lambda file: file.stat().st_mtime)[:-MOST_COMPILED]:
+                blob.unlink()  # one that is missed later costs a compilation
+    return compiled
 
 
 def _openvino_metadata(model: Any, *, source: Path) -> ModelMetadata:
     place = ["framework", METADATA_KEY]  # where OpenVINO keeps an ONNX file's metadata_props
-    text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
-    return parse_metadata(text, source=source)
+    try:
+        text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+        inputs = [_openvino_port(port) for port in model.inputs]
+        outputs = [_openvino_port(port) for port in model.outputs]
+    except NATIVE_FAILURES as error:
+        raise _unreadable(source, error) from None
+    metadata = parse_metadata(text, source=source)
+    _require_form(inputs, outputs, metadata, source=source)
+    return metadata
+
+
+class _Port(NamedTuple):
+    """An input or output of a graph; a size that is left open is -1."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.kind} {list(self.shape)}"
+
+
+def _openvino_port(port: Any) -> _Port:
+    names = sorted(port.get_names()) or ["?"]
+    name = next((name for name in names if name in (INPUT_NAME, *OUTPUT_NAMES)), names[0])
+    kind = port.get_element_type().get_type_name()
+    shape = port.get_partial_shape()
+    sizes = (size.get_length() if size.is_static else -1 for size in shape) if shape.rank.is_static else ()
+    return _Port(name, {"u8": "uint8", "f32": "float32"}.get(kind, kind), tuple(sizes))
+
+
+def _onnx_port(port: Any) -> _Port:
+    kind = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}.get(port.type, port.type)
+    return _Port(port.name, kind, tuple(size if isinstance(size, int) else -1 for size in port.shape))
+
+
+def _require_form(inputs: list[_Port], outputs: list[_Port], metadata: ModelMetadata, *, source: Path) -> None:
+    """Refuse a graph of another form than ours, which would fail, or run on wrong pixels, at the first image."""
+    found = {port.name: port for port in outputs}
+    boxes, scores = (found.get(name, _Port(name, "", ())) for name in OUTPUT_NAMES)
+    batch, number, classes = inputs[0].shape[:1] if inputs else (), scores.shape[1:2], len(metadata.class_names)
+    fits = (
+        inputs == [(INPUT_NAME, "uint8", (*batch, 3, *metadata.input_hw))]
+        and scores == ("scores", "float32", (*batch, *number, classes))
+        and boxes[1:] in [("float32", (*batch, *number, shared, 4)) for shared in (1, classes)]
+        and min(*batch, *number) > 0
+    )
+    if not fits:
+        height, width = metadata.input_hw
+        raise CheckpointError(
+            f"{source}: expected {INPUT_NAME} uint8 [B, 3, {height}, {width}] in; boxes_xyxy float32 "
+            f"[B, N, 1 or {classes}, 4], scores float32 [B, N, {classes}] out; got {', '.join(map(str, inputs))} in; "
+            f"{', '.join(map(str, outputs))} out; export the model again with `mnet-det export`"
+        )
 
 
 def _writable(folder: Path) -> str:
@@ -243,10 +370,14 @@ def _require_file(path: Path, *suffixes: str) -> None:
     if path.suffix.lower() not in suffixes:
         raise CheckpointError(f"{path}: this runtime loads {' and '.join(suffixes)} files")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such model file")
+        raise CheckpointError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} model file")
 
 
 def _unreadable(path: Path, reason: object) -> CheckpointError:
     """The engine's reason fills several lines; its last one tells most."""
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    return CheckpointError(f"{path}: not a model that can be loaded ({lines[-1]}); is the file whole?")
+    told = lines[-1].rpartition(f"{path} failed:")[2] if lines else type(reason).__name__
+    whole = "is the file whole"
+    if path.suffix.lower() == ".xml":
+        whole += f", and {path.with_suffix('.bin').name} beside it, of the same export"
+    return CheckpointError(f"{path}: not a model that can be loaded ({told}); {whole}?")

@@ -6,14 +6,21 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from mnet_det import __version__
 from mnet_det.cache import cache_folder
 from mnet_det.doctor import install_line
-from mnet_det.errors import CheckpointError, MissingPackageError
+from mnet_det.errors import CheckpointError, DownloadError, MissingPackageError
 from mnet_det.files import sha256_of
 
+Loaded = TypeVar("Loaded")
+
+EXPORT_FORMAT = 2
+"""Raise it with any change of what an export holds (graph, weights or metadata): the caches make theirs again."""
 EXPORTED_SUFFIXES = (".onnx", ".xml")
 CONVERTED_SUFFIXES = (".pt", ".tflite")
 """Forms that only the torch side reads; the runtime gets them through `mnet-det export`."""
@@ -21,11 +28,30 @@ BACKBONE_SUFFIXES = (".h5", ".safetensors", ".pth")
 """Forms in which only backbones and classifiers are published."""
 
 
+def load_exported(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
+    """What `load` makes of the file that `exported` names; an export in the cache that it refuses is made again, once.
+
+    Raises:
+        CheckpointError: see `exported`; or `load` refuses a file that is not from the cache, or is new there.
+        MissingPackageError: see `exported`.
+    """
+    file = exported(path)
+    try:
+        return load(file)
+    except CheckpointError:
+        if file == path:
+            raise
+    print(f"{file}: cannot be loaded, it is made again", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        file.unlink()
+    return load(exported(path))
+
+
 def exported(path: Path) -> Path:
     """The file a runtime can load: the path itself, or its export in the user's cache, made at the first call.
 
-    The export is keyed by the content and our version. It is made by a child process, so that torch never enters this
-    one.
+    The export is keyed by the content, our version and `EXPORT_FORMAT`. It is made by a child process, so that torch
+    never enters this one; a second process that asks for the same meanwhile waits for the first.
 
     Raises:
         CheckpointError: no such file, an unknown kind of file, no room for the export, or it failed.
@@ -38,7 +64,7 @@ def exported(path: Path) -> Path:
         known = ", ".join(EXPORTED_SUFFIXES + CONVERTED_SUFFIXES)
         raise CheckpointError(f"{path}: not a kind of model file we know; known: {known}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such model file")
+        raise CheckpointError(f"{path}: {'a folder, not a' if path.is_dir() else 'no such'} model file")
     if suffix in EXPORTED_SUFFIXES:
         return path
     cached = cache_folder() / "exported" / f"{_key(path)}.onnx"
@@ -48,7 +74,7 @@ def exported(path: Path) -> Path:
 
 
 def _key(path: Path) -> str:
-    return hashlib.sha256(f"{sha256_of(path)} {__version__}".encode()).hexdigest()
+    return hashlib.sha256(f"{sha256_of(path)} {__version__} {EXPORT_FORMAT}".encode()).hexdigest()
 
 
 def _export(path: Path, cached: Path) -> None:
@@ -57,12 +83,19 @@ def _export(path: Path, cached: Path) -> None:
             f"{path}: converting it for the runtime needs torch, once; an exported .onnx file does not. To install it: "
             f"{install_line('train')}"
         )
+    from rich.console import Console  # both are slow to import, and the demo's start is watched
+
+    from mnet_det.download import one_at_a_time
+
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{cached.parent}: cannot be made ({error.strerror}); set MNET_DET_CACHE to a folder that can be written"
-        ) from None
+        with one_at_a_time(cached, console=Console(stderr=True, soft_wrap=True)):
+            if not cached.is_file():
+                _convert(path, cached)
+    except DownloadError as error:
+        raise CheckpointError(f"{error}; set MNET_DET_CACHE to a folder that can be written") from None
+
+
+def _convert(path: Path, cached: Path) -> None:
     print(f"converting {path} once, into {cached}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "mnet_det", "export", str(path), "--format", "onnx", "--out", str(cached)]
     child = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)

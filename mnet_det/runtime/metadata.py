@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -13,6 +14,23 @@ METADATA_KEY = "mnet_det"
 """The one key of an ONNX file's `metadata_props` (OpenVINO: `rt_info/framework`) that holds the JSON."""
 
 
+class Quantization(BaseModel):
+    """How a model came to int8, and what that cost.
+
+    Attributes:
+        calibration_images: the images that the ranges of its activations were measured on.
+        scored_images: the images that AP was measured on, by the same code before and after; 0 if it was not.
+        ap_float32, ap_int8: that AP, 0…1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    calibration_images: int
+    scored_images: int = 0
+    ap_float32: float | None = None
+    ap_int8: float | None = None
+
+
 class ModelMetadata(BaseModel):
     """One exported model. Keys it does not know are ignored, so that files of later versions still load.
 
@@ -21,6 +39,7 @@ class ModelMetadata(BaseModel):
         category_ids: the data's own ids, in the order of `class_names`.
         input_hw: height and width of the network's input, pixels.
         score, nms, pre_nms, max_detections: the thresholds it was scored with, as in `EvalConfig`.
+        quantization: of an int8 model.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -38,6 +57,12 @@ class ModelMetadata(BaseModel):
     nms: float
     pre_nms: int
     max_detections: int
+    quantization: Quantization | None = None
+
+    @property
+    def precision(self) -> Literal["float32", "int8"]:
+        """What its convolutions compute in."""
+        return "float32" if self.quantization is None else "int8"
 
     @model_validator(mode="after")
     def _classes_have_ids(self) -> ModelMetadata:

@@ -80,7 +80,7 @@ def postprocess_batch(candidates: Candidates, thresholds: Thresholds) -> list[De
 
 def _falling_scores(scores: FloatArray, least: float) -> Iterator[float]:
     """Thresholds that let in ever more pairs, the last one those that reach `least`."""
-    least = max(least, float(np.finfo(np.float32).smallest_subnormal))  # above 0
+    least = max(least, float(np.finfo(np.float32).tiny))  # above 0, even where an engine has denormals read as 0
     passing = scores[scores >= least]  # NaN does not
     wanted = FIRST_LOOK
     while wanted < len(passing):

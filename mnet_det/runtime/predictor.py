@@ -13,13 +13,14 @@ import numpy as np
 from mnet_det.catalogue import find_detector
 from mnet_det.errors import ConfigError
 from mnet_det.preprocess import Preprocessor
-from mnet_det.runtime.backends import Backend, ONNXRuntimeBackend, OpenVINOBackend
-from mnet_det.runtime.cache import exported
+from mnet_det.runtime.backends import Aim, Backend
+from mnet_det.runtime.cache import load_exported
+from mnet_det.runtime.choice import ENGINES, Choice, choose_runtime
 from mnet_det.runtime.metadata import ModelMetadata
 from mnet_det.runtime.postprocess import Thresholds, postprocess
 from mnet_det.structures import Detections, Image
 
-RUNTIMES = ("auto", "openvino", "onnxruntime")
+RUNTIMES = ("auto", *ENGINES)
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,16 @@ class Times:
 class Predictor:
     """A backend between the way into network pixels and the way back."""
 
-    def __init__(self, backend: Backend, *, thresholds: Thresholds | None = None) -> None:
-        """Wrap a backend; `thresholds` are the model's own (those it was scored with) unless given."""
+    def __init__(self, backend: Backend, *, thresholds: Thresholds | None = None, choice: Choice | None = None) -> None:
+        """Wrap a backend.
+
+        Args:
+            backend: the model on its engine.
+            thresholds: the model's own (those it was scored with) unless given.
+            choice: why this engine, if nobody named it.
+        """
         self.backend = backend
+        self.choice = choice
         self.thresholds = thresholds or Thresholds.of(backend.metadata)
         self._preprocess = Preprocessor(backend.metadata.input_hw, mode=backend.metadata.resize)
 
@@ -82,7 +90,7 @@ class Predictor:
         started = time.perf_counter()
         pixels, resize = self._preprocess(_checked(image))
         preprocessed = time.perf_counter()
-        candidates = self.backend.candidates(pixels[None])
+        candidates = self.backend.borrow(pixels[None])
         computed = time.perf_counter()
         detections = postprocess(candidates.boxes_xyxy[0], candidates.scores[0], self._thresholds_for(score))
         detections = resize.undo(detections)
@@ -104,16 +112,22 @@ class Predictor:
 
 
 def load_predictor(
-    path: str | Path, *, runtime: str = "auto", threads: int | None = None, score: float | None = None
+    path: str | Path,
+    *,
+    runtime: str = "auto",
+    threads: int | None = None,
+    score: float | None = None,
+    aim: Aim = "latency",
 ) -> Predictor:
     """Load a model: `.onnx`, OpenVINO `.xml`, or a `.pt` or published `.tflite` file (exported once, into the cache).
 
     Args:
         path: the model file, or the name of published weights (fetched once, into the cache).
-        runtime: "openvino", "onnxruntime", or "auto", which is OpenVINO.
+        runtime: "openvino", "onnxruntime", or "auto": the quicker one on this machine, timed at the first use.
         threads: how many to compute with; physical cores unless given.
         score: the least probability; unless given, the one the model was scored with, which suits AP. Use about 0.5
             to show the result to a person.
+        aim: "throughput" for many images from several threads (`predictor.backend.callers` of them).
 
     Raises:
         CheckpointError: the file is missing, damaged or of another kind.
@@ -125,14 +139,16 @@ def load_predictor(
         raise ConfigError(f"runtime: got {runtime!r}, expected one of {', '.join(RUNTIMES)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads: got {threads}, expected 1 or more")
-    file = exported(find_detector(path))
-    backend: Backend
-    if runtime == "onnxruntime":
-        backend = ONNXRuntimeBackend(file, threads=threads)
-    else:
-        backend = OpenVINOBackend(file, threads=threads)
+
+    def load(file: Path) -> tuple[Backend, Choice | None]:
+        choice = choose_runtime(file, threads=threads) if runtime == "auto" else None
+        return ENGINES[choice.runtime if choice else runtime](file, threads=threads, aim=aim), choice
+
+    backend, choice = load_exported(find_detector(path), load)
     thresholds = Thresholds.of(backend.metadata)
-    return Predictor(backend, thresholds=thresholds if score is None else replace(thresholds, score=score))
+    if score is not None:
+        thresholds = replace(thresholds, score=score)
+    return Predictor(backend, thresholds=thresholds, choice=choice)
 
 
 def _checked(image: Image) -> Image:

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ BOX = [10.0, 10.0, 120.0, 110.0]  # 13 200 square pixels: large
 
 class Oracle:
     """A "model" with classes of its own order that finds exactly what is marked."""
+
+    backend = SimpleNamespace(batch=1, callers=1)
 
     def __init__(self, data: CocoData, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
@@ -189,12 +192,63 @@ def test_images_are_decoded_while_the_network_works() -> None:
 
     class Network:
         class_names = ("a",)
+        backend = SimpleNamespace(batch=1, callers=1)
 
         def batch(self, images: Sequence[Image]) -> list[Detections]:
             assert later_read.wait(timeout=10)
             return [Detections.empty() for _ in images]
 
     assert len(list(detect_all(Network(), Images()))) == READ_AHEAD + 2
+
+
+class Numbered:
+    """Images of growing width, one of which may be unreadable."""
+
+    class_names, category_ids, image_ids = ("a",), (1,), np.arange(50)
+
+    def __init__(self, *, unreadable: int | None = None) -> None:
+        self.unreadable, self.read = unreadable, 0
+
+    def __len__(self) -> int:
+        return 50
+
+    def image(self, index: int) -> Image:
+        self.read += 1
+        if index == self.unreadable:
+            raise DataError(f"image {index}: cannot be read")
+        return np.zeros((4, index + 1, 3), np.uint8)
+
+
+class Busy:
+    """A network of three callers that waits until all three have called; a box as wide as its image."""
+
+    class_names = ("a",)
+    backend = SimpleNamespace(batch=2, callers=3)
+
+    def __init__(self) -> None:
+        self.together = threading.Barrier(3, timeout=10)
+        self.first = 3
+
+    def batch(self, images: Sequence[Image]) -> list[Detections]:
+        if self.first:
+            self.first -= 1
+            self.together.wait()
+        assert len(images) == 2
+        boxes = [np.array([[0, 0, image.shape[1], 4]], np.float32) for image in images]
+        return [Detections(box, np.ones(1, np.float32), np.zeros(1, np.int64)) for box in boxes]
+
+
+def test_an_engine_is_called_from_as_many_threads_as_it_wants_and_the_order_stays() -> None:
+    found = list(detect_all(Busy(), Numbered()))
+    assert [results[0]["image_id"] for results in found] == list(range(50))
+    assert [results[0]["bbox"][2] for results in found] == list(range(1, 51))
+
+
+def test_a_fault_stops_the_reading() -> None:
+    data = Numbered(unreadable=5)
+    with pytest.raises(DataError, match="image 5: cannot be read"):
+        list(detect_all(Busy(), data))
+    assert data.read < 40
 
 
 def test_an_unreadable_image_is_named(val: CocoData, tmp_path: Path, annotations: Path, toy: Path) -> None:

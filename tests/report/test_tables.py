@@ -13,8 +13,8 @@ from mnet_det.config import load_config
 from mnet_det.engine.evaluate import NUMBERS, Scores
 from mnet_det.models import build_classifier
 from mnet_det.report.cost import Cost, count_cost
-from mnet_det.report.tables import catalogue_json, print_bench, print_catalogue, print_cost, print_scores
-from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
+from mnet_det.report.tables import bench_json, catalogue_json, print_bench, print_catalogue, print_cost, print_scores
+from mnet_det.runtime.benchmark import Benchmark, BenchmarkRow, MatrixProduct, StageSummary
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +78,92 @@ def test_classes_that_the_data_lack_are_counted() -> None:
     assert "79 of the model's classes are not in the data: what it found of them is left out\n" in text(shown)
 
 
-def test_a_benchmark_names_the_machine_and_gives_p50_and_p95() -> None:
+def measured(*names: str, precision: str = "float32") -> Benchmark:
+    """Networks of 1 G multiply-adds reach 1 G / 10 ms = 100 G a second; the product 1000³ / 8 ms = 125 G."""
     stage = StageSummary(1.26, 2.0)
-    row = BenchmarkRow("a.onnx", 0.5, (300, 400), "openvino", 2, stage, stage, stage, StageSummary(8.0, 9.5))
+    stages = (stage, StageSummary(10.0, 11.0), stage, StageSummary(12.5, 15.0))
+    return Benchmark(
+        rows=[BenchmarkRow(name, 0.5, (300, 400), "openvino", 2, *stages, precision, 3.25) for name in names],
+        product=MatrixProduct("a library 1.0", 1000, 2, StageSummary(8.0, 9.0)),
+        images="8 drawn scenes",
+        frame_hw=(480, 640),
+        score=0.5,
+    )
+
+
+def costing(mult_adds: int) -> Cost:
+    return Cost(params=5_000_000, mult_adds=mult_adds, by_kind={}, layers=[], separable_blocks=[])
+
+
+def test_a_benchmark_names_the_machine_its_limit_and_the_frames_and_gives_p50_and_p95() -> None:
     shown = console()
-    print_bench(shown, {"cpu": "A CPU", "logical_cores": 2}, [row])
-    assert text(shown).startswith("cpu A CPU, logical_cores 2\n")
-    expected = ["a.onnx", "openvino", "400x300", "2", "1.3 / 2.0", "1.3 / 2.0", "1.3 / 2.0", "8.0 / 9.5", "125.0"]
-    assert cells(shown) == [expected]  # 1000 ms / 8 ms
+    print_bench(shown, {"cpu": "A CPU", "logical_cores": 2}, measured("a.onnx", "b.pt"), costs={"b.pt": costing(10**9)})
+    lines = text(shown).splitlines()
+    assert lines[0] == "cpu A CPU, logical_cores 2"
+    assert lines[1] == (
+        "matrix product 1000x1000x1000, float32, by a library 1.0, 2 threads: 8.0 / 9.0 ms, "
+        "125.0 G multiply-adds a second"
+    )
+    assert lines[2].strip() == "milliseconds, p50 / p95; 8 drawn scenes, 640x480, score at least 0.5, threads: 2"
+    unknown, known, *models = cells(shown)
+    stage = "1.3 / 2.0"
+    assert unknown == ["a.onnx", "openvino", stage, "10.0 / 11.0", "", stage, "12.5 / 15.0", "80.0"]  # 1000 / 12.5
+    assert known[4] == "0.80"  # 100 / 125
+    assert models == [["a.onnx", "400x300", "3.2", "", ""], ["b.pt", "400x300", "3.2", "1", "5"]]
+
+
+def test_a_benchmark_fits_140_columns_in_single_lines() -> None:
+    names = ["ssd300 alpha 0.75 rho 1 (random weights)", "a name of forty-four letters and no letter more"[:44]]
+    shown = console(width=140)
+    print_bench(shown, {"cpu": "A CPU"}, measured(*names), costs=dict.fromkeys(names, costing(10**9)))
+    assert [row[0] for row in cells(shown)] == names * 2
+    assert [row[-1] for row in cells(shown)] == ["80.0", "80.0", "5", "5"]
+    assert max(map(len, text(shown).splitlines())) <= 140
+
+
+@pytest.mark.parametrize("width", [140, 80])
+def test_a_benchmark_of_long_names_folds_and_cuts_nothing_off(width: int) -> None:
+    """Columns at the right were cut off where the names took the room that was left."""
+    name = "runs/" + "very_long_name_" * 5 + "/best.pt"
+    shown = console(width=width)
+    print_bench(shown, {"cpu": "A CPU"}, measured(name), costs={name: costing(10**9)})
+    lines = [line for line in text(shown).splitlines() if line.startswith("│")]
+    assert all(len(line) <= width and line.endswith("│") for line in lines)
+    columns = ["".join(cells) for cells in zip(*(row for row in cells(shown) if len(row) == 8), strict=True)]
+    assert columns[0] == name
+    assert columns[-2:] == ["12.5 /15.0" if width == 80 else "12.5 / 15.0", "80.0"]
+
+
+def test_a_benchmark_as_json_holds_the_limit_and_what_part_of_it_is_reached() -> None:
+    content = bench_json({"cpu": "A CPU"}, measured("a.onnx", "b.pt"), costs={"b.pt": costing(10**9)})
+    assert content["machine"] == {"cpu": "A CPU"}
+    assert (content["images"], content["frame_hw"], content["score"]) == ("8 drawn scenes", (480, 640), 0.5)
+    assert content["matrix_product"] == {
+        "library": "a library 1.0",
+        "size": 1000,
+        "threads": 2,
+        "ms": {"p50": 8.0, "p95": 9.0},
+        "g_mult_adds_per_s": pytest.approx(125),
+    }
+    unknown, known = content["rows"]
+    assert known == unknown | {
+        "model": "b.pt",
+        "mult_adds": 10**9,
+        "params": 5_000_000,
+        "g_mult_adds_per_s": pytest.approx(100),
+        "fraction_of_matrix_product": pytest.approx(0.8),
+    }
+    json.dumps(content)
+
+
+def test_int8_is_no_fraction_of_a_float32_product() -> None:
+    eight_bits, costs = measured("a.pt", precision="int8"), {"a.pt": costing(10**9)}
+    (row,) = bench_json({}, eight_bits, costs=costs)["rows"]
+    assert row["g_mult_adds_per_s"] == pytest.approx(100)
+    assert "fraction_of_matrix_product" not in row
+    shown = console()
+    print_bench(shown, {}, eight_bits, costs=costs)
+    assert cells(shown)[0][4] == ""
 
 
 def test_names_with_brackets_are_printed_as_they_are() -> None:

@@ -4,13 +4,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mnet_det.errors import CheckpointError, MissingPackageError
+from mnet_det.runtime import backends as module
 from mnet_det.runtime.backends import (
+    Aim,
     Backend,
     ONNXRuntimeBackend,
     OpenVINOBackend,
@@ -69,6 +73,29 @@ def test_candidates_of_one_call_outlive_the_next(engine: type[Backend], write_mo
     first = backend.candidates(WHITE)
     backend.candidates(WHITE // 2)
     np.testing.assert_allclose(first.scores[0, 0, 0], 0.9, rtol=1e-6)
+
+
+@engines
+def test_borrowed_candidates_are_the_same(engine: type[Backend], write_model: WriteModel) -> None:
+    backend = engine(write_model())
+    for ours, theirs in zip(backend.borrow(WHITE), backend.candidates(WHITE), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@engines
+@pytest.mark.parametrize("aim", ["latency", "throughput"])
+def test_several_callers_get_their_own_answers(engine: Any, aim: Aim, write_model: WriteModel) -> None:
+    """A compiled OpenVINO model called directly has one request, and refuses a second caller."""
+    backend = engine(write_model(), threads=2, aim=aim)
+    assert backend.callers == {"latency": 2, "throughput": 3}[aim]
+
+    def brightest(level: int) -> float:
+        return float(backend.candidates(np.full((1, 3, 32, 32), level, np.uint8)).scores.max())
+
+    levels = list(range(0, 256, 5))
+    with ThreadPoolExecutor(backend.callers) as callers:
+        found = list(callers.map(brightest, levels))
+    np.testing.assert_allclose(found, [0.9 * level / 255 for level in levels], rtol=1e-5)
 
 
 @engines
@@ -163,7 +190,8 @@ def test_cores_are_counted() -> None:
 
 
 def test_a_detector_runs_without_torch_and_reports_to_nobody(write_model: WriteModel, tmp_path: Path) -> None:
-    """`import openvino` alone would send telemetry and leave a folder `intel` in the user's home."""
+    """`import openvino` alone would send telemetry and leave a folder `intel` in the user's home; ONNX Runtime, which
+    `auto` tries too, an identifier and a data base in its cache (since 1.32)."""
     script = """
 import json, sys
 sys.modules["torch"] = None
@@ -184,6 +212,38 @@ print(json.dumps({"early": early, "found": found, "telemetry": telemetry}))
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout) == {"early": False, "found": 3, "telemetry": []}
     assert list(home.iterdir()) == []
+
+
+def test_a_compiled_model_that_another_process_rewrites_does_not_crash_this_one(
+    write_model: WriteModel, tmp_path: Path
+) -> None:
+    """OpenVINO mapped the cached file into memory and rewrote it in place: of processes that started together, some
+    died of SIGBUS."""
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from mnet_det.runtime.backends import OpenVINOBackend
+path, cache = map(Path, sys.argv[1:])
+OpenVINOBackend(path, cache_dir=cache)
+backend = OpenVINOBackend(path, cache_dir=cache)
+for blob in cache.glob("*.blob"):
+    blob.write_bytes(b"")
+print(backend.candidates(np.full((1, 3, 32, 32), 255, np.uint8)).scores.max())
+"""
+    words = [sys.executable, "-c", script, str(write_model()), str(tmp_path / "compiled")]
+    child = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    assert float(child.stdout) == pytest.approx(0.9)
+
+
+def test_the_cache_of_compiled_models_does_not_grow_for_ever(
+    write_model: WriteModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_COMPILED", 2)
+    for batch in (1, 2, 3, 4):
+        OpenVINOBackend(write_model(name=f"{batch}.onnx", batch=batch), cache_dir=tmp_path / "compiled")
+    assert len(list((tmp_path / "compiled").glob("*.blob"))) == 2
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="this system has no SIGCHLD")

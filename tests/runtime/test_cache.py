@@ -1,6 +1,9 @@
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from mnet_det.doctor import install_line
 from mnet_det.errors import CheckpointError, MissingPackageError
 from mnet_det.runtime import cache
-from mnet_det.runtime.cache import exported
+from mnet_det.runtime.cache import exported, load_exported
 
 
 @pytest.fixture
@@ -49,7 +52,74 @@ def test_a_checkpoint_is_exported_once(
     assert capsys.readouterr().err == ""
 
 
-def test_other_weights_and_other_versions_are_other_exports(
+def test_of_two_that_ask_at_once_the_second_waits_for_the_first(
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both converted, and the slower one replaced the file that the other had in use."""
+    path = tmp_path / "best.pt"
+    path.write_bytes(b"weights")
+    export, both_ask = cache.subprocess.run, threading.Barrier(2)
+
+    def export_slowly(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        time.sleep(0.1)
+        return export(command)
+
+    monkeypatch.setattr(cache.subprocess, "run", export_slowly)
+
+    def ask(_: int) -> str:
+        both_ask.wait(10)
+        return exported(path).read_text()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == ["model", "model"]
+    assert len(commands) == 1
+
+
+def read_model(path: Path) -> str:
+    """Stand in for an engine: it loads a file that holds the word "model"."""
+    if path.read_text() != "model":
+        raise CheckpointError(f"{path}: damaged")
+    return "loaded"
+
+
+def test_a_damaged_export_in_the_cache_is_made_again(
+    tmp_path: Path, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "best.pt"
+    path.touch()
+    cached = exported(path)
+    cached.write_text("mod")
+    capsys.readouterr()
+    assert load_exported(path, read_model) == "loaded"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{cached}: cannot be loaded, it is made again",
+        f"converting {path} once, into {cached}",
+    ]
+    assert load_exported(path, read_model) == "loaded"
+    assert len(commands) == 2
+
+
+def test_an_export_that_never_loads_is_made_again_once(tmp_path: Path, commands: list[list[str]]) -> None:
+    def refuse(file: Path) -> str:
+        raise CheckpointError(f"{file}: damaged")
+
+    path = tmp_path / "best.pt"
+    path.touch()
+    with pytest.raises(CheckpointError, match=r"onnx: damaged$"):
+        load_exported(path, refuse)
+    assert len(commands) == 2
+
+
+def test_a_damaged_file_of_the_user_s_own_is_left_alone(tmp_path: Path, commands: list[list[str]]) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_text("mod")
+    with pytest.raises(CheckpointError, match=r"a\.onnx: damaged$"):
+        load_exported(path, read_model)
+    assert path.read_text() == "mod"
+    assert commands == []
+
+
+def test_other_weights_versions_and_formats_are_other_exports(
     tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "best.pt"
@@ -58,7 +128,9 @@ def test_other_weights_and_other_versions_are_other_exports(
     path.write_bytes(b"other weights")
     second = exported(path)
     monkeypatch.setattr(cache, "__version__", "9.9.9")
-    assert len({first, second, exported(path)}) == len(commands) == 3
+    third = exported(path)
+    monkeypatch.setattr(cache, "EXPORT_FORMAT", 0)
+    assert len({first, second, third, exported(path)}) == len(commands) == 4
 
 
 @pytest.mark.parametrize(
@@ -66,8 +138,12 @@ def test_other_weights_and_other_versions_are_other_exports(
     [
         ("working\nerror: best.pt: damaged\n\n", "best.pt: cannot be converted: best.pt: damaged$"),
         ("", "cannot be converted: no message, exit status 1"),
+        (
+            "error: x.onnx: cannot be written (No space left on device)\n",
+            r"best.pt: cannot be converted: x.onnx: cannot be written \(No space left on device\)$",
+        ),
     ],
-    ids=["the child explains", "the child is silent"],
+    ids=["the child explains", "the child is silent", "the disk is full"],
 )
 def test_a_failed_export_carries_its_last_line(
     stderr: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -78,8 +154,9 @@ def test_a_failed_export_carries_its_last_line(
     monkeypatch.setattr(cache.subprocess, "run", fail)
     path = tmp_path / "best.pt"
     path.touch()
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as fault:
         exported(path)
+    assert "\n" not in str(fault.value)
 
 
 def test_without_torch_the_message_gives_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +171,9 @@ def test_a_cache_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: p
     path = tmp_path / "best.pt"
     path.touch()
     monkeypatch.setenv("MNET_DET_CACHE", str(path / "cache"))
-    with pytest.raises(CheckpointError, match=r"exported: cannot be made .* set MNET_DET_CACHE to a folder"):
+    with pytest.raises(CheckpointError, match=r"cannot be written \(.*\); set MNET_DET_CACHE to a folder") as fault:
         exported(path)
+    assert "\n" not in str(fault.value)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +188,9 @@ def test_a_cache_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: p
 def test_a_file_that_cannot_be_a_model_is_explained(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         exported(tmp_path / name)
+
+
+def test_a_folder_is_no_model_file(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").mkdir()
+    with pytest.raises(CheckpointError, match=r"a\.onnx: a folder, not a model file"):
+        exported(tmp_path / "a.onnx")

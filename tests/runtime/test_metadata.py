@@ -4,11 +4,28 @@ from pathlib import Path
 import pytest
 
 from mnet_det.errors import CheckpointError
-from mnet_det.runtime.metadata import ModelMetadata, parse_metadata
+from mnet_det.runtime.metadata import ModelMetadata, Quantization, parse_metadata
 
 
 def test_metadata_survives_the_round_trip(metadata: ModelMetadata) -> None:
     assert parse_metadata(metadata.to_json(), source=Path("a.onnx")) == metadata
+
+
+def test_files_of_earlier_versions_are_float32(metadata: ModelMetadata) -> None:
+    earlier = json.loads(metadata.to_json())
+    del earlier["quantization"]
+    found = parse_metadata(json.dumps(earlier), source=Path("a.onnx"))
+    assert (found.precision, found.quantization) == ("float32", None)
+
+
+def test_an_int8_model_says_what_it_cost(metadata: ModelMetadata) -> None:
+    quantization = Quantization(calibration_images=300, scored_images=5000, ap_float32=0.2, ap_int8=0.19)
+    int8 = metadata.model_copy(update={"quantization": quantization})
+    found = parse_metadata(int8.to_json(), source=Path("a.xml"))
+    assert (found, found.precision) == (int8, "int8")
+    later = json.loads(int8.to_json())
+    later["quantization"]["seconds"] = 12
+    assert parse_metadata(json.dumps(later), source=Path("a.xml")) == int8
 
 
 def test_keys_of_later_versions_are_ignored(metadata: ModelMetadata) -> None:

@@ -102,7 +102,7 @@ def test_an_unknown_extra_is_wrong_usage_that_names_the_known_ones(
         script.main(["trian"])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert all(extra in error for extra in ("train", "dev", "onnxruntime"))
+    assert all(extra in error for extra in ("train", "dev", "onnxruntime", "int8"))
 
 
 def test_a_failing_pip_ends_without_a_traceback(
