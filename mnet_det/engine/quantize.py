@@ -119,7 +119,7 @@ def export_int8(
         note(f"calibrating on {len(pixels)} images")
         model = quantize(read_openvino_model(before), pixels)
         after = Path(folder) / "int8.xml"
-        _save(model, metadata, after)
+        save_model(model, metadata, after)
         quantization = Quantization(calibration_images=len(pixels))
         if scored is not None:
             data, file = scored
@@ -133,7 +133,7 @@ def export_int8(
         with ExitStack() as files:
             temporary = files.enter_context(whole_file(out))
             files.enter_context(whole_file(out.with_suffix(".bin")))  # its temporary name follows from the other's
-            _save(model, metadata.model_copy(update={"quantization": quantization}), temporary)
+            save_model(model, metadata.model_copy(update={"quantization": quantization}), temporary)
     return Int8Export(parity, quantization)
 
 
@@ -252,6 +252,7 @@ def _measure_ap(file: Path, data: CocoData, annotations: Path) -> float:
     return evaluate(Predictor(backend), data, annotations)[0].ap
 
 
-def _save(model: Any, metadata: ModelMetadata, path: Path) -> None:
+def save_model(model: Any, metadata: ModelMetadata, path: Path) -> None:
+    """Write OpenVINO's model, with what it says about itself, to `path` and, with the suffix `.bin`, beside it."""
     model.set_rt_info(metadata.to_json(), ["framework", METADATA_KEY])
     import_openvino().save_model(model, path, compress_to_fp16=False)

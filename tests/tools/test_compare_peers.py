@@ -22,7 +22,6 @@ from mnet_det.config import load_config
 from mnet_det.engine.bench import bench_images
 from mnet_det.engine.checkpoint import open_detector
 from mnet_det.engine.torch_backend import describe_checkpoint
-from mnet_det.errors import ConfigError
 from mnet_det.images import read_image
 from mnet_det.preprocess import Preprocessor
 from mnet_det.runtime.postprocess import Thresholds, postprocess
@@ -189,13 +188,6 @@ def test_sigmoid_scores_are_not_for_torchvision(tool: ModuleType, network: Any) 
         tool.TorchvisionSSD(replace(network, detector=focal))
 
 
-def test_an_8_bit_model_of_another_network_is_refused(tool: ModuleType, network: Any, toy_model: Path) -> None:
-    wider = replace(network, metadata=network.metadata.model_copy(update={"alpha": 0.5}))
-    assert tool.place_of(toy_model, [wider, network]) == 1
-    with pytest.raises(ConfigError, match=r"alpha 0\.1, 6 classes: no network here is like it"):
-        tool.place_of(toy_model, [wider])
-
-
 def test_a_run_prints_and_writes_every_row(
     tool: ModuleType,
     toy_run: Path,
@@ -208,15 +200,16 @@ def test_a_run_prints_and_writes_every_row(
     monkeypatch.setattr(tool, "write_onnx", lambda _, __, path: shutil.copy(toy_model, path))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     threads, path = torch.get_num_threads(), tmp_path / "peers.json"
-    words = ["--model", str(toy_run / "best.pt"), "--images", str(toy / "val2017"), "--int8", str(toy_model)]
+    monkeypatch.setattr(tool, "int8_entry", lambda frames: replace(entry_of(tool, "mnet-det, OpenVINO"), name="int8"))
+    words = ["--model", str(toy_run / "best.pt"), "--images", str(toy / "val2017")]
     assert tool.main([*words, "--rounds", "1", "--threads", str(threads), "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     content = json.loads(path.read_text())
     assert {"machine", "threads", "rounds", "score", "images", "networks", "notes"} <= set(content)
     (written,) = content["networks"]
     assert [row["runtime"] for row in written["rows"]] == [
+        "int8",
         "mnet-det, OpenVINO",
-        "mnet-det, OpenVINO, int8",
         "mnet-det, torch",
         "OpenCV DNN",
         "torchvision's SSD, eager",
@@ -224,7 +217,7 @@ def test_a_run_prints_and_writes_every_row(
     ours = min(
         (row["total_ms"]["p50"], row["runtime"])
         for row in written["rows"]
-        if row["runtime"] in ("mnet-det, OpenVINO", "mnet-det, torch")
+        if row["runtime"] in ("int8", "mnet-det, OpenVINO", "mnet-det, torch")
     )
     for row in written["rows"]:
         assert set(row) >= STAGES
@@ -287,3 +280,12 @@ def test_litert_on_the_published_file_sees_what_our_import_sees(tool: ModuleType
     np.testing.assert_array_equal(expected.labels, found.labels)
     np.testing.assert_allclose(expected.scores, found.scores, atol=0.02)
     np.testing.assert_allclose(expected.boxes_xyxy, found.boxes_xyxy, atol=6)
+
+
+@pytest.mark.slow
+def test_our_8_bit_row_is_made_from_the_frames(tool: ModuleType, network: Any) -> None:
+    frames = tool.bench_images()[:2]
+    predictor = tool.int8_entry(frames).make(network)
+    assert predictor.metadata.precision == "int8"
+    assert predictor.metadata.quantization.calibration_images == 2
+    assert len(predictor(frames[0], score=0.0)) == network.thresholds.max_detections
