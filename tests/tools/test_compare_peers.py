@@ -29,6 +29,7 @@ from mnet_det.structures import Detections, Image
 
 SIDE = 64
 WORDS = ["model.alpha=0.1", f"model.base_hw=[{SIDE},{SIDE}]"]
+OPENCV_READS_IT = int(cv2.__version__.partition(".")[0]) >= 5  # 4.11 does not read what torch 2.9 writes
 STAGES = {"preprocess_ms", "network_ms", "postprocess_ms", "total_ms"}
 
 
@@ -74,6 +75,8 @@ def test_each_runtime_detects_what_ours_does(
 ) -> None:
     if "ONNX Runtime" in name:
         pytest.importorskip("onnxruntime")
+    if name == "OpenCV DNN" and not OPENCV_READS_IT:
+        pytest.skip(f"OpenCV {cv2.__version__} cannot read what this torch exports")
     entry = entry_of(tool, name)
     contestant = entry.make(network)
     agreement = tool.agree(reference, contestant, frames, entry.tolerance)
@@ -211,7 +214,7 @@ def test_a_run_prints_and_writes_every_row(
         "int8",
         "mnet-det, OpenVINO",
         "mnet-det, torch",
-        "OpenCV DNN",
+        *(["OpenCV DNN"] if OPENCV_READS_IT else []),
         "torchvision's SSD, eager",
     ]
     ours = min(
@@ -223,7 +226,8 @@ def test_a_run_prints_and_writes_every_row(
         assert set(row) >= STAGES
         assert row["total_ratio"] == pytest.approx(row["total_ms"]["p50"] / ours[0])
         assert f"{row['runtime']} {row['version']}" in printed
-    assert set(written["skipped"]) == {"mnet-det, ONNX Runtime", "LiteRT, 8-bit file"}
+    skipped = {"mnet-det, ONNX Runtime", "LiteRT, 8-bit file"} | (set() if OPENCV_READS_IT else {"OpenCV DNN"})
+    assert set(written["skipped"]) == skipped
     for name in written["skipped"]:
         assert f"skipped: {name} (" in printed
     assert "…" not in printed
