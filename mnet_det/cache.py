@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -19,3 +20,13 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mnet-det"
+
+
+def keep_newest(files: Iterable[Path], count: int) -> None:
+    """Remove all but the newest; what is missed later is made again.
+
+    Raises:
+        OSError: one cannot be looked at or removed.
+    """
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)[count:]:
+        file.unlink()

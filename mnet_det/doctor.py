@@ -144,7 +144,7 @@ def check_requirements(extra: str, name: str) -> Finding:
     except metadata.PackageNotFoundError:
         mend = _python("-m pip install --editable .")
         return Finding(name, "fault", "mnet-det itself is not installed, only its folder is seen", mend)
-    versions = {requirement: _version(requirement.name) for requirement in wanted}
+    versions = {requirement: installed_version(requirement.name) for requirement in wanted}
     absent = [requirement.name for requirement, version in versions.items() if version is None]
     wrong = [
         f"{requirement.name} {version} (needs {requirement.versions})"
@@ -184,7 +184,7 @@ def fits(version: str, versions: str) -> bool:
 def check_torch() -> Finding:
     """Whether torch and torchvision belong together, and which accelerator they see."""
     name = "torch pair"
-    versions = {package: _version(package) for package in ("torch", "torchvision")}
+    versions = {package: installed_version(package) for package in ("torch", "torchvision")}
     if None in versions.values():
         return Finding(
             name, "missing", "optional: only training, .pt files and exporting need it", install_line("train")
@@ -209,7 +209,7 @@ def check_opencv() -> Finding:
     opencv-python and opencv-python-headless own the same folder: with both, the last one written is there, and removing
     one breaks the other.
     """
-    full, headless = _version("opencv-python"), _version("opencv-python-headless")
+    full, headless = installed_version("opencv-python"), installed_version("opencv-python-headless")
     works, answer = probe(OPENCV_PROBE)
     anew = _python(f"-m pip install --force-reinstall --no-deps opencv-python{f'=={full}' if full else ''}")
     mend = f"{_python('-m pip uninstall -y opencv-python-headless')} && {anew}" if headless else anew
@@ -375,7 +375,7 @@ def install_line(extra: str) -> str:
 
 
 def _check_import(package: str, code: str, *, extra: str) -> Finding:
-    version = _version(package)
+    version = installed_version(package)
     if version is None:
         status: Literal["missing", "fault"] = "missing" if extra else "fault"
         return Finding(package, status, "optional: not installed" if extra else "not installed", install_line(extra))
@@ -386,7 +386,8 @@ def _check_import(package: str, code: str, *, extra: str) -> Finding:
     return Finding(package, "fault", f"{version}: {answer}", mend)
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution; None where there is none of this name."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

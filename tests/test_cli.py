@@ -413,7 +413,8 @@ def test_eval_refuses_data_with_classes_the_model_lacks(
     content["categories"].append({"id": 99, "name": "unicorn"})
     path = here.parent / "more.json"
     path.write_text(json.dumps(content))
-    answer = cli("eval", toy_model, "--images", toy / "val2017", "--annotations", path, "--json", "scores.json")
+    words = ["--images", toy / "val2017", "--annotations", path, "--json", "scores.json", "--runtime", "openvino"]
+    answer = cli("eval", toy_model, *words)
     assert_explained(answer, "the model has 6 classes, the data 7: the model does not know 1 of them (unicorn)", here)
 
 

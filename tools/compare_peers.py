@@ -3,7 +3,8 @@
     .venv/bin/python tools/compare_peers.py
     .venv/bin/python tools/compare_peers.py --images ../shared/data/coco_tiny/val2017 --markdown --json peers.json
 
-Before anything is measured, each must detect what our network detects in torch. Takes a few minutes.
+Before anything is measured, what each detects is compared with what our network detects in torch; the last column says
+how far it agrees. Takes a minute or two.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from torchvision.transforms.functional import to_tensor
 
 from mnet_det.catalogue import DEFAULT_DETECTOR, find_detector
 from mnet_det.config import Config, ModelConfig, load_config
+from mnet_det.doctor import installed_version
 from mnet_det.engine.bench import CLASSES, MOST_IMAGES, Frames, bench_images, drawn_frames, read_frames
 from mnet_det.engine.checkpoint import Checkpoint, open_detector, save_checkpoint
 from mnet_det.engine.export import MAX_BOX_PX, MAX_SCORE, MAX_UNPAIRED, write_onnx, write_openvino
@@ -166,7 +168,7 @@ class Entry:
     @property
     def version(self) -> str:
         """Of its package."""
-        return metadata.version(self.package)
+        return installed_version(self.package) or ""
 
 
 @dataclass(frozen=True)
@@ -771,10 +773,11 @@ def _described(comparison: Comparison) -> str:
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     def parse(word: str) -> float:
-        value = kind(word)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {word}")
-        return value
+        with suppress(ValueError):
+            value = kind(word)
+            if 0 < value < math.inf:
+                return value
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {word}")
 
     return parse
 

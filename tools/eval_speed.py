@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mnet_det.data.coco import CocoData, read_coco
-from mnet_det.engine.evaluate import detect_all
+from mnet_det.engine.evaluate import detect_all, join_classes
 from mnet_det.errors import MnetDetError
 from mnet_det.runtime import Predictor, load_predictor
 from mnet_det.runtime.benchmark import machine
@@ -58,11 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
         data.require_files()
         first = load_predictor(chosen.model, runtime=chosen.runtime, threads=chosen.threads)
         other = load_predictor(chosen.model, runtime=first.runtime, threads=chosen.threads, aim="throughput")
+        join_classes(first.class_names, data)
+        contestants = [one_after_the_other(first, data), overlapped(other, data)]
+        rates = interleave(contestants, rounds=max(1, chosen.rounds), burst=1, unmeasured=0)
     except MnetDetError as error:
         sys.exit(f"error: {error}")
-    rates = interleave(
-        [one_after_the_other(first, data), overlapped(other, data)], rounds=chosen.rounds, burst=1, unmeasured=0
-    )
     serial, parallel = (float(np.median(found)) for found in rates)
     print(f"{', '.join(f'{key} {value}' for key, value in machine().items())}")
     print(f"{chosen.model} in {first.runtime}, {first.threads} threads, {len(data)} images, median of {chosen.rounds}")

@@ -32,7 +32,7 @@ SCENE_HW = (480, 640)
 LIVE_SCORE = 0.5
 """The demo's threshold: measured is what a person watches, not what AP needs."""
 MOST_IMAGES = 64
-"""Of a folder. No multiple of the calls in a turn, so that those that do not count are not always the same images'."""
+"""Of a folder."""
 PRODUCT_SIZE = 1024
 """About as many multiply-adds as SSD300 at alpha 1, and 4 MB a matrix: more than the nearest caches hold."""
 

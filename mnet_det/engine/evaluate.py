@@ -37,7 +37,7 @@ NUMBERS = (
 """Names of COCOeval's twelve numbers, in its order."""
 READERS = 2
 READ_AHEAD = 16
-"""Images that are under way at a time, at least: some being read, some in the network."""
+"""Images that are under way at a time: some being read, some in the network. More where the engine wants more."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def detect_all(
     Raises:
         DataError: the data have classes that the model does not know, or an image cannot be read.
     """
-    category_ids = _join_classes(predictor.class_names, data)
+    category_ids = join_classes(predictor.class_names, data)
     kept = np.array([category_id is not None for category_id in category_ids])
     found = _detect_overlapped(predictor, data, batch_size=batch_size or predictor.backend.batch)
     for image_id, detections in zip(data.image_ids, found, strict=True):
@@ -176,8 +176,12 @@ def restrict(truth: Mapping[str, Any], data: CocoData) -> dict[str, Any]:
     }
 
 
-def _join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]:
-    """The data's category id of each of the model's classes; None for those that the data lack."""
+def join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]:
+    """The data's category id of each of the model's classes; None for those that the data lack.
+
+    Raises:
+        DataError: the data have classes that the model does not know.
+    """
     unknown = [name for name in data.class_names if name not in class_names]
     if unknown:
         raise DataError(
@@ -213,7 +217,7 @@ def _detect_overlapped(predictor: Predictor, data: CocoData, *, batch_size: int)
         try:
             for start in range(0, len(data), batch_size):
                 pending.append(detect(range(start, min(start + batch_size, len(data)))))
-                if len(pending) * batch_size > READ_AHEAD:
+                if len(pending) > max(READ_AHEAD // batch_size, predictor.backend.callers):
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()

@@ -176,9 +176,7 @@ def write_openvino(detector: Detector, metadata: ModelMetadata, path: Path, *, b
         onnx_file = Path(folder) / "model.onnx"
         write_onnx(detector, metadata, onnx_file, batch=batch)
         openvino = import_openvino()
-        logging.getLogger("torch.export").setLevel(
-            logging.ERROR
-        )  # which OpenVINO asks first whether the file is its own
+        logging.getLogger("torch.export").setLevel(logging.ERROR)  # OpenVINO asks it first whether the file is its own
         openvino.save_model(openvino.convert_model(onnx_file), path, compress_to_fp16=False)
 
 

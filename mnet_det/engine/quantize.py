@@ -20,7 +20,7 @@ from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData, read_coco
 from mnet_det.doctor import install_line
 from mnet_det.engine.checkpoint import open_detector
-from mnet_det.engine.evaluate import evaluate
+from mnet_det.engine.evaluate import evaluate, join_classes
 from mnet_det.engine.export import Parity, export_detector, readable
 from mnet_det.errors import ConfigError, DataError, MissingPackageError
 from mnet_det.files import whole_file
@@ -106,9 +106,11 @@ def export_int8(
     if out.suffix.lower() != ".xml":
         raise ConfigError(f"{out}: expected a name that ends in .xml")
     _import_nncf()  # before time goes into the rest
-    config = open_detector(path).config
-    paths = _spread(_images_to_calibrate(config, calibration))
-    scored = _data_to_score(config, images, annotations)
+    checkpoint = open_detector(path)
+    paths = _spread(_images_to_calibrate(checkpoint.config, calibration))
+    scored = _data_to_score(checkpoint.config, images, annotations)
+    if scored is not None:
+        join_classes(checkpoint.class_names, scored[0])
     # Windows keeps a file that an engine has mapped into memory.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         before = Path(folder) / "float32" / out.name  # out may be called int8.xml, too
@@ -247,9 +249,9 @@ def _data_to_score(config: Config, images: Path | None, annotations: Path | None
         return None
 
 
-def _measure_ap(file: Path, data: CocoData, annotations: Path) -> float:
+def _measure_ap(file: Path, data: CocoData, annotations: Path) -> float | None:
     backend = OpenVINOBackend(file, aim="throughput", cache_dir=file.parent / "compiled")
-    return evaluate(Predictor(backend), data, annotations)[0].ap
+    return evaluate(Predictor(backend), data, annotations)[0].numbers["AP"]  # None where nothing is marked
 
 
 def save_model(model: Any, metadata: ModelMetadata, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_det.cache import cache_folder
+from mnet_det.cache import cache_folder, keep_newest
 from mnet_det.errors import CheckpointError, MissingPackageError
 from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from mnet_det.runtime.postprocess import Thresholds, postprocess_batch
@@ -164,15 +164,17 @@ class ONNXRuntimeBackend(_ExportedBackend):
 
         Raises:
             CheckpointError: missing, not an ONNX file, or not exported by mnet-det.
-            MissingPackageError: onnxruntime is not installed.
+            MissingPackageError: onnxruntime is not installed, or cannot be imported.
         """
         try:
             onnxruntime = import_onnxruntime()
             from onnxruntime.capi import onnxruntime_pybind11_state as faults
-        except ImportError:
+        except ModuleNotFoundError:
             raise MissingPackageError(
                 "the runtime 'onnxruntime' is not installed: pip install 'mnet-det[onnxruntime]'"
             ) from None
+        except ImportError as error:
+            raise MissingPackageError(f"the runtime 'onnxruntime' cannot be imported: {error}") from None
         _require_file(path, ".onnx")
         self.threads = threads or physical_cores()
         options = onnxruntime.SessionOptions()
@@ -197,7 +199,8 @@ class ONNXRuntimeBackend(_ExportedBackend):
             raise _unreadable(path, error) from None
         self.metadata = parse_metadata(properties.get(METADATA_KEY), source=path)
         _require_form(inputs, outputs, self.metadata, source=path)
-        self.callers = 1 + (1 if aim == "latency" else self.threads)
+        # One more, as above; but where each caller computes in a thread of its own, no more than there may be.
+        self.callers = 2 if aim == "latency" else self.threads
         self.batch = int(self._session.get_inputs()[0].shape[0])
 
     def _run(self, images: NDArray[np.uint8]) -> Candidates:
@@ -293,9 +296,7 @@ def _compile(model: Any, settings: dict[str, Any], *, source: Path) -> Any:
             raise _unreadable(source, error) from None
     if settings["CACHE_DIR"] and not compiled.get_property("LOADED_FROM_CACHE"):
         with suppress(OSError):
-            blobs = Path(settings["CACHE_DIR"]).glob("*.blob")
-            for blob in sorted(blobs, key=lambda file: file.stat().st_mtime)[:-MOST_COMPILED]:
-                blob.unlink()  # one that is missed later costs a compilation
+            keep_newest(Path(settings["CACHE_DIR"]).glob("*.blob"), MOST_COMPILED)
     return compiled
 
 

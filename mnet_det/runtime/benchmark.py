@@ -6,18 +6,17 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
 import cv2
 import numpy as np
 
-from mnet_det.doctor import cpu_name
+from mnet_det.doctor import cpu_name, installed_version
 from mnet_det.runtime.backends import physical_cores
 from mnet_det.runtime.interleave import REST_S, ROUNDS, interleave
 from mnet_det.runtime.predictor import Predictor, Times
 from mnet_det.structures import Image
 
-ENGINES = ("openvino", "onnxruntime", "torch", "nncf")
+PACKAGES = ("openvino", "onnxruntime", "torch", "nncf")
 """Packages whose versions matter to a speed, where they are installed."""
 
 
@@ -197,12 +196,5 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "opencv": cv2.__version__,
-        **{package: version for package in ENGINES if (version := _version(package)) is not None},
+        **{package: version for package in PACKAGES if (version := installed_version(package)) is not None},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

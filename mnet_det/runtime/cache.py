@@ -7,7 +7,6 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,13 +37,12 @@ def load_exported(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
     file = exported(path)
     try:
         return load(file)
-    except CheckpointError:
+    except CheckpointError as fault:
         if file == path:
             raise
-    print(f"{file}: cannot be loaded, it is made again", file=sys.stderr, flush=True)
-    with suppress(OSError):
-        file.unlink()
-    return load(exported(path))
+        print(f"{fault}; it is made again", file=sys.stderr, flush=True)
+    _export(path, file, again=True)  # over it: if that fails, it is still there
+    return load(file)
 
 
 def exported(path: Path) -> Path:
@@ -77,7 +75,7 @@ def _key(path: Path) -> str:
     return hashlib.sha256(f"{sha256_of(path)} {__version__} {EXPORT_FORMAT}".encode()).hexdigest()
 
 
-def _export(path: Path, cached: Path) -> None:
+def _export(path: Path, cached: Path, *, again: bool = False) -> None:
     if importlib.util.find_spec("torch") is None:
         raise MissingPackageError(
             f"{path}: converting it for the runtime needs torch, once; an exported .onnx file does not. To install it: "
@@ -89,7 +87,7 @@ def _export(path: Path, cached: Path) -> None:
 
     try:
         with one_at_a_time(cached, console=Console(stderr=True, soft_wrap=True)):
-            if not cached.is_file():
+            if again or not cached.is_file():
                 _convert(path, cached)
     except DownloadError as error:
         raise CheckpointError(f"{error}; set MNET_DET_CACHE to a folder that can be written") from None

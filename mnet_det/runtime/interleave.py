@@ -31,7 +31,8 @@ def interleave(
     order is shuffled in each round (always alike), so that nobody always follows the same neighbour.
 
     Args:
-        contestants: what to call, each with the running number of its own calls, from 0.
+        contestants: what to call, each with the running number of its kept calls, from 0; those that do not count
+            have the number of the one after them.
         rounds: those that are kept.
         warmup_rounds: those before them, of which nothing is kept.
         burst: kept calls in each turn.
@@ -48,11 +49,11 @@ def interleave(
         raise ValueError(f"expected at least one round and one kept call in each, got {rounds} and {burst}")
     kept: list[list[Result]] = [[] for _ in contestants]
     shuffle = np.random.default_rng(0)
-    calls = unmeasured + burst
     for turn in range(warmup_rounds + rounds):
         for index in shuffle.permutation(len(contestants)):
             time.sleep(rest_s)
-            results = [contestants[index](turn * calls + call) for call in range(calls)]
+            numbers = [turn * burst + max(0, call) for call in range(-unmeasured, burst)]
+            results = [contestants[index](number) for number in numbers]
             if turn >= warmup_rounds:
                 kept[index] += results[unmeasured:]
     return kept

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,6 +243,26 @@ def test_an_engine_is_called_from_as_many_threads_as_it_wants_and_the_order_stay
     found = list(detect_all(Busy(), Numbered()))
     assert [results[0]["image_id"] for results in found] == list(range(50))
     assert [results[0]["bbox"][2] for results in found] == list(range(1, 51))
+
+
+def test_images_are_read_while_a_large_batch_is_in_the_network() -> None:
+    """From seventeen images on, the next batch was read only when the one before it was done."""
+    data = Numbered()
+    read_before: list[int] = []
+
+    class Slow:
+        class_names = ("a",)
+        backend = SimpleNamespace(batch=20, callers=1)
+
+        def batch(self, images: Sequence[Image]) -> list[Detections]:
+            deadline = time.monotonic() + 5
+            while not read_before and data.read < 40 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            read_before.append(data.read)
+            return [Detections.empty() for _ in images]
+
+    assert len(list(detect_all(Slow(), data))) == 50
+    assert read_before[0] >= 40
 
 
 def test_a_fault_stops_the_reading() -> None:

@@ -87,7 +87,7 @@ def test_borrowed_candidates_are_the_same(engine: type[Backend], write_model: Wr
 def test_several_callers_get_their_own_answers(engine: Any, aim: Aim, write_model: WriteModel) -> None:
     """A compiled OpenVINO model called directly has one request, and refuses a second caller."""
     backend = engine(write_model(), threads=2, aim=aim)
-    assert backend.callers == {"latency": 2, "throughput": 3}[aim]
+    assert backend.callers == {"latency": 2, "throughput": 3 if backend.name == "openvino" else 2}[aim]
 
     def brightest(level: int) -> float:
         return float(backend.candidates(np.full((1, 3, 32, 32), level, np.uint8)).scores.max())

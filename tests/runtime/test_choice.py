@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from mnet_det.errors import CheckpointError
+from mnet_det.runtime import backends, load_predictor
 from mnet_det.runtime import choice as module
-from mnet_det.runtime import load_predictor
 from mnet_det.runtime.backends import Backend
 from mnet_det.runtime.choice import choose_runtime
 from mnet_det.runtime.metadata import ModelMetadata
@@ -61,13 +61,18 @@ def engines(monkeypatch: pytest.MonkeyPatch, metadata: ModelMetadata) -> Callabl
     ids=["openvino", "onnxruntime"],
 )
 def test_the_quicker_engine_is_chosen_and_the_figures_are_given(
-    ms_of: dict[str, float], quicker: str, engines: Callable[..., list[str]], write_model: WriteModel
+    ms_of: dict[str, float],
+    quicker: str,
+    engines: Callable[..., list[str]],
+    write_model: WriteModel,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     engines(**ms_of)
     choice = choose_runtime(write_model())
     other = ({*ms_of} - {quicker}).pop()
     assert choice.runtime == quicker
     fastest, slowest = (float(word) for word in choice.reason.split() if word.replace(".", "").isdigit())
+    assert capsys.readouterr().err == "timing openvino and onnxruntime once for tiny.onnx\n"
     assert 1 <= fastest < 8 <= slowest
     assert f" in {other}, timed on 20" in choice.reason
 
@@ -108,7 +113,47 @@ def test_an_engine_that_cannot_load_the_model_leaves_the_other(
     engines: Callable[..., list[str]], write_model: WriteModel
 ) -> None:
     engines(openvino=None, onnxruntime=1)
-    assert choose_runtime(write_model()) == module.Choice("onnxruntime", "openvino cannot load the model")
+    choice = choose_runtime(write_model())
+    assert choice.runtime == "onnxruntime"
+    assert choice.reason.startswith("the other one failed: ")
+    assert choice.reason.endswith("not for openvino")
+
+
+def test_an_engine_that_cannot_be_imported_leaves_the_other(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows without Microsoft's C++ library its import fails; `auto`, the default, then failed as well. Its
+    distribution may have another name than its module, too, such as onnxruntime-gpu."""
+
+    def fail() -> None:
+        raise ImportError("DLL load failed")
+
+    monkeypatch.setattr(backends, "import_onnxruntime", fail)
+    monkeypatch.setattr(module, "installed_version", lambda name: None)
+    choice = choose_runtime(write_model())
+    assert choice.runtime == "openvino"
+    assert choice.reason.endswith("the runtime 'onnxruntime' cannot be imported: DLL load failed")
+
+
+@pytest.mark.parametrize(("ms", "rounds"), [(0, module.MOST_ROUNDS), (300, 1)], ids=["quick", "slow"])
+def test_a_slow_model_is_timed_in_fewer_rounds(
+    ms: float,
+    rounds: int,
+    engines: Callable[..., list[str]],
+    write_model: WriteModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each engine ran it thirty times, in silence, however long that took."""
+    engines(openvino=ms, onnxruntime=ms)
+    taken: list[int] = []
+
+    def note(runs: Any, *, rounds: int, **_: Any) -> list[list[float]]:
+        taken.append(rounds)
+        return [[1.0], [2.0]]
+
+    monkeypatch.setattr(module, "interleave", note)
+    choose_runtime(write_model())
+    assert taken == [rounds]
 
 
 def test_a_model_that_none_can_load_is_the_first_one_s_fault(

@@ -28,10 +28,13 @@ class Contestants:
 
 
 def test_a_turn_is_a_rest_then_calls_that_are_dropped_then_calls_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls 0 to 4 are the warm-up round; of 5…9 and 10…14 the first two do not count."""
+    """Three calls a round are kept, 0 to 2 in the warm-up; each number is given once among them.
+
+    The two before them were numbered too: of a folder of five images, the same two were never measured.
+    """
     contestants = Contestants(2, monkeypatch)
     kept = interleave(contestants.calls, rounds=2, rest_s=0.25)
-    assert kept == [[(name, number) for number in (7, 8, 9, 12, 13, 14)] for name in "ab"]
+    assert kept == [[(name, number) for number in (3, 4, 5, 6, 7, 8)] for name in "ab"]
     turns = [contestants.diary[start : start + 6] for start in range(0, 36, 6)]
     assert sorted(turns) == sorted([[0.25, *[name] * 5] for name in "ab" for _ in range(3)])
 
