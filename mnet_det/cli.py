@@ -337,7 +337,7 @@ def export(
     if images is not None and format != "openvino-int8":
         raise typer.BadParameter("--images and --annotations are to measure AP, which only openvino-int8 does")
     suffix = ".onnx" if format == "onnx" else ".xml"
-    if out is not None and out.suffix.lower() != suffix:
+    if out is not None and out.suffix != suffix:
         raise ConfigError(f"{out}: expected a name that ends in {suffix}")
     file = _model_file(model)
     if out is None:
@@ -354,8 +354,9 @@ def export(
             annotations=annotations,
             batch=batch,
             proposals=proposals,
-            note=print,
+            note=lambda line: print(line, file=sys.stderr, flush=True),
         )
+        print(int8.parity)
         print(int8)
         if int8.drop is not None and int8.drop > MAX_DROP:
             print(f"warning: int8 costs {int8.drop:.3f} AP, more than {MAX_DROP}", file=sys.stderr)
@@ -646,6 +647,8 @@ def _load(
 ) -> Predictor:
     """A model on any runtime; torch, which the runtime package never imports, included."""
     path = _model_file(str(word))
+    if runtime == "torch" and path.suffix.lower() in (".onnx", ".xml"):
+        raise ConfigError(f"{path}: torch runs checkpoints and published files; for this one, leave --runtime out")
     if runtime == "torch":
         from mnet_det.engine.torch_backend import load_torch_predictor
 

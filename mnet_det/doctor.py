@@ -144,6 +144,9 @@ def check_requirements(extra: str, name: str) -> Finding:
     except metadata.PackageNotFoundError:
         mend = _python("-m pip install --editable .")
         return Finding(name, "fault", "mnet-det itself is not installed, only its folder is seen", mend)
+    if not wanted:
+        mend = _python("-m pip install --editable .")
+        return Finding(name, "fault", "the installed mnet-det is older than this code, and does not know of them", mend)
     versions = {requirement: installed_version(requirement.name) for requirement in wanted}
     absent = [requirement.name for requirement, version in versions.items() if version is None]
     wrong = [

@@ -107,6 +107,15 @@ def test_another_albumentations_is_a_fault_with_the_version_it_needs(
     assert finding.mend.endswith("install.py train")
 
 
+def test_metadata_that_do_not_know_an_extra_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an update of an editable clone, "ok" stood there with nothing behind it."""
+    monkeypatch.setattr(metadata, "requires", lambda name: ["numpy<3,>=2.0"])
+    finding = doctor.check_requirements("int8", "int8 packages")
+    assert finding.status == "fault"
+    assert "older than this code" in finding.detail
+    assert finding.mend.endswith("pip install --editable .")
+
+
 def test_an_absent_package_is_a_fault_in_the_base_and_optional_in_an_extra(
     monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]
 ) -> None:

@@ -124,6 +124,8 @@ def run_bench(
     """
     if not models and not configs:
         raise ConfigError("nothing to measure: give a MODEL, a config file or --alpha")
+    if not runtimes:
+        raise ConfigError("nothing to measure in: name a runtime, such as --runtime openvino,torch")
     frames = frames or drawn_frames()
     with _random_models(configs) as random_models:
         named: dict[str, str | Path] = {**{str(model): model for model in models}, **random_models}
@@ -228,6 +230,8 @@ def _random_models(configs: Mapping[str, Config]) -> Iterator[dict[str, Path]]:
 
 
 def _write_random_model(config: Config, path: Path) -> None:
+    import torch
+
     from mnet_det.engine.checkpoint import Checkpoint, save_checkpoint
     from mnet_det.engine.export import write_onnx
     from mnet_det.engine.torch_backend import describe
@@ -235,7 +239,9 @@ def _write_random_model(config: Config, path: Path) -> None:
 
     class_names = tuple(f"class {number}" for number in range(CLASSES))
     category_ids = tuple(range(CLASSES))
-    detector = build_detector(config.model, num_classes=CLASSES)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same weights in each run, whose compiled form is in the cache then
+        detector = build_detector(config.model, num_classes=CLASSES)
     save_checkpoint(path, Checkpoint(config, class_names, category_ids, detector.state_dict()))
     metadata = describe(config, name="random weights", class_names=class_names, category_ids=category_ids)
     write_onnx(detector, metadata, path.with_suffix(".onnx"))

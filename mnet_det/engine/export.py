@@ -115,7 +115,7 @@ def export_detector(
         DataError: there is no image in `images`, or none that can be read.
         ExportError: the exported model differs from torch.
     """
-    if out.suffix.lower() not in EXPORTED_SUFFIXES:
+    if out.suffix not in EXPORTED_SUFFIXES:  # as it stands: OpenVINO writes no .XML
         raise ConfigError(f"{out}: expected a name that ends in {' or '.join(EXPORTED_SUFFIXES)}")
     checkpoint = open_detector(path)
     if proposals is not None:
@@ -123,11 +123,11 @@ def export_detector(
     metadata = describe_checkpoint(checkpoint, path)
     detector = checkpoint.build()
     compared, drawn = _images_to_compare(checkpoint.config, images)
-    write = write_onnx if out.suffix.lower() == ".onnx" else write_openvino
+    write = write_onnx if out.suffix == ".onnx" else write_openvino
     with ExitStack() as files:
+        if write is write_openvino:  # its weights' temporary name follows from its own; they are renamed last
+            files.enter_context(whole_file(out.with_suffix(".bin")))
         temporary = files.enter_context(whole_file(out))
-        if write is write_openvino:
-            files.enter_context(whole_file(out.with_suffix(".bin")))  # its temporary name follows from the other's
         write(detector, metadata, temporary, batch=batch)
         # The engine is let go of before the files are renamed: it maps them into memory, which Windows minds.
         parity = replace(

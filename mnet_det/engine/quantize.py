@@ -34,6 +34,8 @@ MAX_CALIBRATION_IMAGES = 300
 """NNCF's own default; more change little and take longer."""
 MAX_DROP = 0.01
 """Of AP, before a user is warned."""
+LEAST_AP = 0.01
+"""Below this there is hardly anything to lose."""
 LAYERS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 """OpenVINO's names of the operations where a network's time goes, and which int8 makes quicker."""
 
@@ -56,16 +58,24 @@ class Int8Export:
         before, after = self.quantization.ap_float32, self.quantization.ap_int8
         return None if before is None or after is None else before - after
 
+    @property
+    def finds(self) -> bool:
+        """Whether the float32 model found enough for its AP to be worth comparing."""
+        return (self.quantization.ap_float32 or 0) >= LEAST_AP
+
     def __str__(self) -> str:
         line = f"int8, calibrated on {self.quantization.calibration_images} images: "
+        if self.drop is None and self.quantization.scored_images:
+            return f"{line}AP was not measured, nothing is marked in the {self.quantization.scored_images} images"
         if self.drop is None:
             return (
                 f"{line}AP was not measured, the model's own validation images are not here; to have it measured, "
                 "give --images DIR --annotations FILE"
             )
+        proof = " (which proves little: is the model trained on such images?)" if not self.finds else ""
         return (
             f"{line}AP {self.quantization.ap_float32:.3f} before, {self.quantization.ap_int8:.3f} after, on "
-            f"{self.quantization.scored_images} images"
+            f"{self.quantization.scored_images} images{proof}"
         )
 
 
@@ -103,7 +113,7 @@ def export_int8(
         ExportError: the float32 model differs from torch.
         MissingPackageError: NNCF is not installed.
     """
-    if out.suffix.lower() != ".xml":
+    if out.suffix != ".xml":
         raise ConfigError(f"{out}: expected a name that ends in .xml")
     _import_nncf()  # before time goes into the rest
     checkpoint = open_detector(path)
@@ -114,11 +124,12 @@ def export_int8(
     # Windows keeps a file that an engine has mapped into memory.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         before = Path(folder) / "float32" / out.name  # out may be called int8.xml, too
+        note("exporting in float32, to compare with torch")
         parity = export_detector(path, before, images=calibration, batch=batch, proposals=proposals)
-        note(str(parity))
         metadata = read_metadata(before)
         pixels = _read_pixels(paths, metadata)
-        note(f"calibrating on {len(pixels)} images")
+        unreadable = f", {len(paths) - len(pixels)} cannot be read" if len(pixels) < len(paths) else ""
+        note(f"calibrating on {len(pixels)} images{unreadable}")
         model = quantize(read_openvino_model(before), pixels)
         after = Path(folder) / "int8.xml"
         save_model(model, metadata, after)
@@ -133,8 +144,8 @@ def export_int8(
                 ap_int8=_measure_ap(after, data, file),
             )
         with ExitStack() as files:
+            files.enter_context(whole_file(out.with_suffix(".bin")))  # as in `export_detector`
             temporary = files.enter_context(whole_file(out))
-            files.enter_context(whole_file(out.with_suffix(".bin")))  # its temporary name follows from the other's
             save_model(model, metadata.model_copy(update={"quantization": quantization}), temporary)
     return Int8Export(parity, quantization)
 

@@ -22,7 +22,7 @@ from mnet_det.models.layers import Conv2dSame
 from mnet_det.runtime.backends import Backend
 from mnet_det.runtime.metadata import ModelMetadata
 from mnet_det.runtime.postprocess import Thresholds
-from mnet_det.runtime.predictor import Predictor
+from mnet_det.runtime.predictor import Predictor, check_threads
 from mnet_det.structures import Candidates
 
 TINY_WEIGHT = 1e-30
@@ -61,7 +61,9 @@ def load_torch_predictor(path: Path, *, threads: int | None = None, score: float
 
     Raises:
         CheckpointError: not a detector.
+        ConfigError: less than one thread, or far more than there are cores.
     """
+    check_threads(threads)
     checkpoint = open_detector(path)
     metadata = describe_checkpoint(checkpoint, path)
     backend = TorchBackend(fuse(checkpoint.build()), metadata, threads=threads)

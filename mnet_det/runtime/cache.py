@@ -40,7 +40,7 @@ def load_exported(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
     except CheckpointError as fault:
         if file == path:
             raise
-        print(f"{fault}; it is made again", file=sys.stderr, flush=True)
+        print(f"{fault} (so it is made again)", file=sys.stderr, flush=True)
     _export(path, file, again=True)  # over it: if that fails, it is still there
     return load(file)
 

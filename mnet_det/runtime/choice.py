@@ -57,7 +57,7 @@ def choose_runtime(path: Path, *, threads: int | None = None) -> Choice:
     answer = cache_folder() / "runtimes" / f"{_key(path, threads)}.json"
     with suppress(OSError, ValueError, TypeError):  # no answer yet, or not one of ours
         known = Choice(**json.loads(answer.read_text(encoding="utf-8")))
-        if known.runtime in ENGINES:
+        if known.runtime in ENGINES and isinstance(known.reason, str):
             return known
     backends, fault = _load_engines(path, threads)
     if fault is not None:

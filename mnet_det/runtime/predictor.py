@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from mnet_det.runtime.postprocess import Thresholds, postprocess
 from mnet_det.structures import Detections, Image
 
 RUNTIMES = ("auto", *ENGINES)
+MOST_THREADS = 8
+"""For each logical core; ONNX Runtime makes a million if it is told to, until memory is full."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,12 @@ def load_predictor(
     Raises:
         CheckpointError: the file is missing, damaged or of another kind.
         DownloadError: published weights cannot be fetched.
-        ConfigError: no such runtime, or less than one thread.
+        ConfigError: no such runtime, or less than one thread, or far more than there are cores.
         MissingPackageError: a package that this file or runtime needs is not installed.
     """
     if runtime not in RUNTIMES:
         raise ConfigError(f"runtime: got {runtime!r}, expected one of {', '.join(RUNTIMES)}")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads: got {threads}, expected 1 or more")
+    check_threads(threads)
 
     def load(file: Path) -> tuple[Backend, Choice | None]:
         choice = choose_runtime(file, threads=threads) if runtime == "auto" else None
@@ -149,6 +151,17 @@ def load_predictor(
     if score is not None:
         thresholds = replace(thresholds, score=score)
     return Predictor(backend, thresholds=thresholds, choice=choice)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no engine can make use of.
+
+    Raises:
+        ConfigError: less than one, or far more than there are cores.
+    """
+    most = MOST_THREADS * (os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise ConfigError(f"threads: got {threads}, expected 1 to {most}, at most {MOST_THREADS} for each core")
 
 
 def _checked(image: Image) -> Image:

@@ -69,6 +69,11 @@ def test_a_given_checkpoint_is_measured_itself(loads: Loads, tmp_path: Path) -> 
     assert loads.asked == [("best.pt", "openvino", None, 0.5)]
 
 
+def test_no_runtime_is_refused(loads: Loads, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to measure in: name a runtime"):
+        run_bench([tmp_path / "a.onnx"], configs={}, runtimes=[], threads=None, load=loads)
+
+
 def test_frames_score_and_rounds_can_be_chosen(loads: Loads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One round: each is called five times to warm up and five times more."""
     calls: list[int] = []

@@ -20,7 +20,7 @@ from mnet_det.engine import export as module
 from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
 from mnet_det.engine.export import Parity, compare, export_detector
 from mnet_det.engine.torch_backend import TorchBackend, describe, describe_checkpoint, load_torch_predictor
-from mnet_det.errors import ConfigError, DataError, ExportError
+from mnet_det.errors import ConfigError, DataError, ExportError, MnetDetError
 from mnet_det.images import list_images, read_image
 from mnet_det.models.faster_rcnn import FasterRCNN
 from mnet_det.runtime import load_predictor
@@ -200,9 +200,10 @@ def test_without_the_validation_images_drawn_ones_are_compared(
     assert "on 3 drawn images" in str(parity)  # it did not say so
 
 
-def test_a_name_of_another_kind_is_refused(toy_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.engine: expected a name that ends in \.onnx or \.xml"):
-        export_detector(toy_run / "best.pt", tmp_path / "model.engine")
+@pytest.mark.parametrize("name", ["model.engine", "model.XML"])  # OpenVINO's saver takes no capital letters
+def test_a_name_of_another_kind_is_refused(name: str, toy_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}: expected a name that ends in \.onnx or \.xml"):
+        export_detector(toy_run / "best.pt", tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,6 +298,17 @@ def test_an_openvino_model_is_two_files_in_float32(toy_run: Path, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.bin", "toy.xml"]
     weights = sum(tensor.numel() for tensor in load_checkpoint(toy_run / "best.pt").weights.values())
     assert (tmp_path / "toy.bin").stat().st_size > 4 * 0.8 * weights  # OpenVINO's own default halves them
+
+
+@pytest.mark.usefixtures("_copied")
+def test_a_model_that_cannot_take_its_place_leaves_the_old_weights(toy_run: Path, tmp_path: Path) -> None:
+    """The weights were renamed first, and stayed where the graph beside them was another's, or none."""
+    (tmp_path / "toy.xml").mkdir()
+    (tmp_path / "toy.bin").write_bytes(b"of an older export")
+    with pytest.raises(MnetDetError, match=r"toy\.xml: cannot be written"):
+        export_detector(toy_run / "best.pt", tmp_path / "toy.xml")
+    assert (tmp_path / "toy.bin").read_bytes() == b"of an older export"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.bin", "toy.xml"]
 
 
 @pytest.mark.usefixtures("_copied")

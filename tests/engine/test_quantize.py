@@ -83,16 +83,21 @@ def ssd(run_child: Callable[[str], SimpleNamespace]) -> SimpleNamespace:
 def test_the_command_says_what_was_done_and_no_more(ssd: SimpleNamespace) -> None:
     quantization = read_metadata(ssd.file).quantization
     assert quantization is not None
-    compared, *lines = ssd.out.splitlines()
+    compared, cost, wrote = ssd.out.splitlines()
     assert compared.startswith("compared with torch on 4 images: ")
-    assert lines == [
+    assert cost.startswith(
+        f"int8, calibrated on 6 images: AP {quantization.ap_float32:.3f} before, {quantization.ap_int8:.3f} after, "
+        "on 4 images"
+    )
+    assert cost.endswith("(which proves little: is the model trained on such images?)") is (
+        (quantization.ap_float32 or 0) < 0.01
+    )
+    assert wrote == f"wrote {ssd.file}"
+    assert ssd.err.splitlines() == [
+        "exporting in float32, to compare with torch",
         "calibrating on 6 images",
         "measuring AP before and after on 4 images",
-        f"int8, calibrated on 6 images: AP {quantization.ap_float32:.3f} before, {quantization.ap_int8:.3f} after, "
-        "on 4 images",
-        f"wrote {ssd.file}",
     ]
-    assert ssd.err == ""
     assert {path.name for path in ssd.folder.iterdir()} == {"model.xml", "model.bin", "model.txt", "home"}
 
 
@@ -371,6 +376,12 @@ def test_the_drop_is_before_less_after() -> None:
     result = Int8Export(Parity(8, 30, 0.1, 1e-4), quantization)
     assert result.drop == pytest.approx(0.0125)
     assert str(result) == "int8, calibrated on 300 images: AP 0.200 before, 0.188 after, on 5000 images"
+
+
+def test_nothing_marked_is_not_an_ap_of_0() -> None:
+    result = Int8Export(Parity(8, 30, 0.1, 1e-4), Quantization(calibration_images=300, scored_images=40))
+    assert result.drop is None
+    assert str(result).endswith("AP was not measured, nothing is marked in the 40 images")
 
 
 @pytest.mark.slow

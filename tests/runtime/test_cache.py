@@ -92,7 +92,7 @@ def test_a_damaged_export_in_the_cache_is_made_again(
     capsys.readouterr()
     assert load_exported(path, read_model) == "loaded"
     assert capsys.readouterr().err.splitlines() == [
-        f"{cached}: damaged; it is made again",
+        f"{cached}: damaged (so it is made again)",
         f"converting {path} once, into {cached}",
     ]
     assert load_exported(path, read_model) == "loaded"
