@@ -27,7 +27,7 @@ from mnet_det.files import whole_file
 from mnet_det.images import list_images
 from mnet_det.preprocess import Preprocessor
 from mnet_det.runtime.backends import INPUT_NAME, OpenVINOBackend, import_openvino, read_metadata, read_openvino_model
-from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata, Quantization
+from mnet_det.runtime.metadata import OPENVINO_PLACE, ModelMetadata, Quantization
 from mnet_det.runtime.predictor import Predictor
 
 MAX_CALIBRATION_IMAGES = 300
@@ -267,5 +267,5 @@ def _measure_ap(file: Path, data: CocoData, annotations: Path) -> float | None:
 
 def save_model(model: Any, metadata: ModelMetadata, path: Path) -> None:
     """Write OpenVINO's model, with what it says about itself, to `path` and, with the suffix `.bin`, beside it."""
-    model.set_rt_info(metadata.to_json(), ["framework", METADATA_KEY])
+    model.set_rt_info(metadata.to_json(), OPENVINO_PLACE)
     import_openvino().save_model(model, path, compress_to_fp16=False)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mnet_det.cache import cache_folder, keep_newest
 from mnet_det.errors import CheckpointError, MissingPackageError
-from mnet_det.runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from mnet_det.runtime.metadata import METADATA_KEY, OPENVINO_PLACE, ModelMetadata, parse_metadata
 from mnet_det.runtime.postprocess import Thresholds, postprocess_batch
 from mnet_det.structures import Candidates, Detections
 
@@ -301,9 +301,8 @@ def _compile(model: Any, settings: dict[str, Any], *, source: Path) -> Any:
 
 
 def _openvino_metadata(model: Any, *, source: Path) -> ModelMetadata:
-    place = ["framework", METADATA_KEY]  # where OpenVINO keeps an ONNX file's metadata_props
     try:
-        text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+        text = model.get_rt_info(OPENVINO_PLACE).astype(str) if model.has_rt_info(OPENVINO_PLACE) else None
         inputs = [_openvino_port(port) for port in model.inputs]
         outputs = [_openvino_port(port) for port in model.outputs]
     except NATIVE_FAILURES as error:

@@ -11,7 +11,9 @@ from mnet_det.errors import CheckpointError
 from mnet_det.preprocess import ResizeMode
 
 METADATA_KEY = "mnet_det"
-"""The one key of an ONNX file's `metadata_props` (OpenVINO: `rt_info/framework`) that holds the JSON."""
+"""The one key of an ONNX file's `metadata_props` that holds the JSON."""
+OPENVINO_PLACE = ["framework", METADATA_KEY]
+"""Where OpenVINO keeps an ONNX file's `metadata_props` in its own `rt_info`, and so where its own files have it too."""
 
 
 class Quantization(BaseModel):

@@ -57,8 +57,12 @@ def random_candidates(
             {"candidates": 1917, "classes": 90, "per_class": False, "grid": 0.01, "score_levels": 10**6},
             Thresholds(score=0.001, nms=0.6, pre_nms=1000, max_detections=100),
         ),
+        (
+            {"candidates": 600, "classes": 20, "per_class": False, "grid": 0.01, "score_levels": 10**6},
+            Thresholds(score=0.001, nms=0.6, pre_nms=5, max_detections=1000),
+        ),
     ],
-    ids=["one class", "boxes per class", "ties", "limits", "SSD at COCO's size"],
+    ids=["one class", "boxes per class", "ties", "limits", "SSD at COCO's size", "a limit that takes several looks"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_detections_equal_torchvision(seed: int, case: dict, thresholds: Thresholds) -> None:
