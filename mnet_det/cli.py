@@ -11,8 +11,11 @@ import time
 PROCESS_START = time.perf_counter()  # before any import that takes long: the demo's first frame counts from here
 
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
@@ -23,6 +26,7 @@ from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 if TYPE_CHECKING:
     from mnet_det.config import Config
     from mnet_det.engine.bench import Frames
+    from mnet_det.live.stats import ModelStats
     from mnet_det.report.cost import Cost
     from mnet_det.runtime import Predictor
     from mnet_det.runtime.backends import Aim
@@ -252,13 +256,37 @@ def predict(
 
 @app.command()
 def demo(
-    source: Annotated[str, typer.Argument(metavar="[SOURCE]", help="Camera, video file or folder of images.")] = "0",
-    model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP} COCO's published detector unless given.")] = None,
-    screen: Annotated[str, typer.Option(help="auto, window or none.")] = "auto",
+    source: Annotated[
+        str,
+        typer.Argument(metavar="[SOURCE]", help="Camera (its number or path), video, stream (rtsp://…) or folder."),
+    ] = "0",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help=f"{MODEL_HELP} A folder of runs too. Several to switch between; COCO's published one unless given.",
+        ),
+    ] = None,
+    rho: Annotated[
+        str | None, typer.Option(help="Run the same weights at these resolutions, such as 1,0.75,0.5.")
+    ] = None,
+    screen: Annotated[str, typer.Option(help="auto, window, browser or none.")] = "auto",
+    host: Annotated[str, typer.Option(help="Address the page is served at; 0.0.0.0: to the whole network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the page; 8765, or a free one, unless given.")
+    ] = None,
     record: Annotated[Path | None, typer.Option(help="Video file for the annotated frames.", metavar="FILE")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     no_drop: Annotated[bool, typer.Option("--no-drop", help="Show every frame of a file, however late.")] = False,
     score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability.")] = 0.5,
+    nms: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Overlap of two boxes of a class; the model's own unless given."),
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Show these alone, such as person,car.")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Left and right change places.")] = False,
     runtime: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     threads: Threads = None,
     stats: Annotated[Path | None, typer.Option(help="JSON file of what was measured.", metavar="FILE")] = None,
@@ -268,37 +296,50 @@ def demo(
     fourcc: Annotated[str | None, typer.Option(help="The camera's pixel format, such as MJPG.")] = None,
     api: Annotated[str | None, typer.Option(help="v4l2, dshow, msmf or avfoundation.")] = None,
 ) -> None:
-    """Live detection from camera 0, another camera, a video or a folder.
+    """Live detection from camera 0, another camera, a video, a stream or a folder.
 
     Example: mnet-det demo clip.mp4 --model runs/toy/best.pt --screen none --record out.mp4 --stats stats.json
     """
     from mnet_det.catalogue import DEFAULT_DETECTOR
+    from mnet_det.live.lineup import load_lineup
     from mnet_det.live.loop import run_demo
-    from mnet_det.live.screen import pick_screen
+    from mnet_det.live.pick import pick_screen
+    from mnet_det.live.recorded import Recorded
     from mnet_det.live.source import open_source
     from mnet_det.runtime import load_predictor
 
-    opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api)
+    def load(word: str, rho: float | None) -> Predictor:
+        return load_predictor(_model_file(word), runtime=runtime, threads=threads, rho=rho)
+
+    opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api, say=_say)
     try:
-        predictor = load_predictor(_model_file(model or DEFAULT_DETECTOR), runtime=runtime, threads=threads)
-        shown = pick_screen(screen)
+        models = load_lineup(model or [DEFAULT_DETECTOR], load, rhos=_numbers("rho", rho or ""))
+        shown = pick_screen(screen, live=not isinstance(opened, Recorded), host=host, port=port, say=_say)
     except BaseException:
         opened.close()
         raise
-    _say_runtime(predictor)
-    result = run_demo(
-        predictor,
-        opened,
-        shown,
-        score=score,
-        record=record,
-        frames=frames,
-        no_drop=no_drop,
-        stats=stats,
-        started=PROCESS_START,
-    )
+    _say_runtime(models[0])
+    with _kill_is_ctrl_c():
+        result = run_demo(
+            models,
+            opened,
+            shown,
+            score=score,
+            nms=nms,
+            classes=_names(classes),
+            mirror=mirror,
+            record=record,
+            frames=frames,
+            no_drop=no_drop,
+            stats=stats,
+            started=PROCESS_START,
+            say=_say,
+        )
     rate = "n/a" if result.fps is None else f"{result.fps:.1f}"
-    print(f"{result.frames} frames shown, {result.dropped} dropped, {rate} a second on {predictor.runtime}")
+    print(f"{result.frames} frames shown, {result.dropped} dropped, {rate} a second on {models[0].runtime}")
+    if len(result.models) > 1:
+        for ran in result.models:
+            _print_model(ran)
 
 
 @app.command()
@@ -322,6 +363,7 @@ def export(
     proposals: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Of Faster R-CNN: how many regions its second stage looks at.")
     ] = None,
+    rho: Annotated[float | None, typer.Option(help="Resolution multiplier, if not the model's own.")] = None,
 ) -> None:
     """A self-contained file that passed its own comparison with torch; for int8, with AP before and after.
 
@@ -354,6 +396,7 @@ def export(
             annotations=annotations,
             batch=batch,
             proposals=proposals,
+            rho=rho,
             note=lambda line: print(line, file=sys.stderr, flush=True),
         )
         print(int8.parity)
@@ -361,7 +404,7 @@ def export(
         if int8.drop is not None and int8.drop > MAX_DROP:
             print(f"warning: int8 costs {int8.drop:.3f} AP, more than {MAX_DROP}", file=sys.stderr)
     else:
-        print(export_detector(file, out, images=calibration, batch=batch, proposals=proposals))
+        print(export_detector(file, out, images=calibration, batch=batch, proposals=proposals, rho=rho))
     print(f"wrote {out}")
 
 
@@ -656,6 +699,31 @@ def _load(
     from mnet_det.runtime import load_predictor
 
     return load_predictor(path, runtime=runtime, threads=threads, score=score, aim=aim)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # at once, also where the output goes to a file or another program
+
+
+def _print_model(ran: ModelStats) -> None:
+    rate = "n/a" if ran.fps is None else f"{ran.fps:.1f}"
+    height, width = ran.input_hw
+    print(
+        f"  {ran.model} alpha {ran.alpha:g} {width}x{height}: {ran.frames} frames, {rate} a second, "
+        f"network {ran.network_ms.p50:.1f} ms"
+    )
+
+
+@contextmanager
+def _kill_is_ctrl_c() -> Iterator[None]:
+    """Let `kill` and a closed terminal end a recording as Ctrl-C does: with a file that plays."""
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: no SIGHUP
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _say_runtime(predictor: Predictor) -> None:

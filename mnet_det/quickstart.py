@@ -101,7 +101,7 @@ def run_quickstart(out: Path, *, console: Console) -> Outcome:
 
 def _film(predictor: Predictor, source: Path, clip: Path, console: Console) -> Stats:
     return run_demo(
-        predictor,
+        [predictor],
         open_source(str(source)),
         NoScreen(),
         score=LIVE_SCORE,

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 
-from mnet_det.config import Config
+from mnet_det.config import Config, parse_config
 from mnet_det.data.toy import draw_scene
 from mnet_det.engine.checkpoint import Checkpoint, open_detector
 from mnet_det.engine.torch_backend import TorchBackend, describe_checkpoint, fuse
@@ -96,7 +96,13 @@ class Parity:
 
 
 def export_detector(
-    path: Path, out: Path, *, images: Path | None = None, batch: int = 1, proposals: int | None = None
+    path: Path,
+    out: Path,
+    *,
+    images: Path | None = None,
+    batch: int = 1,
+    proposals: int | None = None,
+    rho: float | None = None,
 ) -> Parity:
     """Export a checkpoint.
 
@@ -108,18 +114,19 @@ def export_detector(
             are not on this machine, drawn scenes.
         batch: images the network takes at a time.
         proposals: regions that the second stage of Faster R-CNN looks at, if not as many as the config has.
+        rho: resolution multiplier, if not the config's: the same weights on another input size.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConfigError: `out` ends in something else, or `proposals` for another head.
+        ConfigError: `out` ends in something else, `proposals` for another head, or `rho` makes the input too small.
         DataError: there is no image in `images`, or none that can be read.
         ExportError: the exported model differs from torch.
     """
     if out.suffix not in EXPORTED_SUFFIXES:  # as it stands: OpenVINO writes no .XML
         raise ConfigError(f"{out}: expected a name that ends in {' or '.join(EXPORTED_SUFFIXES)}")
     checkpoint = open_detector(path)
-    if proposals is not None:
-        checkpoint = _with_proposals(checkpoint, proposals)
+    if proposals is not None or rho is not None:
+        checkpoint = _adapted(checkpoint, proposals=proposals, rho=rho)
     metadata = describe_checkpoint(checkpoint, path)
     detector = checkpoint.build()
     compared, drawn = _images_to_compare(checkpoint.config, images)
@@ -144,12 +151,18 @@ def export_detector(
     return parity
 
 
-def _with_proposals(checkpoint: Checkpoint, proposals: int) -> Checkpoint:
-    config = checkpoint.config
-    if config.model.head != "faster_rcnn":
-        raise ConfigError(f"--proposals {proposals}: only Faster R-CNN has proposals, this is {config.model.head}")
-    model = config.model.model_copy(update={"proposals": proposals})
-    return replace(checkpoint, config=config.model_copy(update={"model": model}))
+def _adapted(checkpoint: Checkpoint, *, proposals: int | None, rho: float | None) -> Checkpoint:
+    """The same weights with other settings that need no training."""
+    raw = checkpoint.config.model_dump()
+    if proposals is not None:
+        if raw["model"]["head"] != "faster_rcnn":
+            raise ConfigError(
+                f"--proposals {proposals}: only Faster R-CNN has proposals, this is {raw['model']['head']}"
+            )
+        raw["model"]["proposals"] = proposals
+    if rho is not None:
+        raw["model"]["rho"] = rho
+    return replace(checkpoint, config=parse_config(raw, source="export"))
 
 
 def write_onnx(detector: Detector, metadata: ModelMetadata, path: Path, *, batch: int = 1) -> None:

@@ -88,6 +88,7 @@ def export_int8(
     annotations: Path | None = None,
     batch: int = 1,
     proposals: int | None = None,
+    rho: float | None = None,
     note: Callable[[str], object] = lambda line: None,
 ) -> Int8Export:
     """Export a checkpoint in int8: as float32, compared with torch as every export is, then quantised.
@@ -104,6 +105,7 @@ def export_int8(
         annotations: COCO JSON.
         batch: images the network takes at a time.
         proposals: see `export_detector`.
+        rho: see `export_detector`.
         note: is told how far it is.
 
     Raises:
@@ -125,7 +127,7 @@ def export_int8(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         before = Path(folder) / "float32" / out.name  # out may be called int8.xml, too
         note("exporting in float32, to compare with torch")
-        parity = export_detector(path, before, images=calibration, batch=batch, proposals=proposals)
+        parity = export_detector(path, before, images=calibration, batch=batch, proposals=proposals, rho=rho)
         metadata = read_metadata(before)
         pixels = _read_pixels(paths, metadata)
         unreadable = f", {len(paths) - len(pixels)} cannot be read" if len(pixels) < len(paths) else ""

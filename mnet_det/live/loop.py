@@ -1,22 +1,32 @@
-"""The live loop."""
+"""The live loop: a detector thread looks at one frame while the main thread draws and shows the one before."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnet_det.errors import MnetDetError
+import cv2
+import numpy as np
+
+from mnet_det.draw import draw_detections
+from mnet_det.errors import ConfigError, MnetDetError
 from mnet_det.images import write_image
-from mnet_det.live.overlay import draw_overlay, panel_lines
+from mnet_det.live.capture import play, read_ahead
+from mnet_det.live.controls import Command, Controls, Settings
+from mnet_det.live.frame import Frame, Source
+from mnet_det.live.lineup import ModelCard
+from mnet_det.live.overlay import draw_panel, panel_lines
+from mnet_det.live.recorded import Recorded
 from mnet_det.live.recorder import Recorder
-from mnet_det.live.screen import Key, Screen
-from mnet_det.live.source import Frame, Paced, Recorded, Source
+from mnet_det.live.screen import Screen, Status
 from mnet_det.live.stats import Stats, Tally
-from mnet_det.structures import Image
+from mnet_det.structures import Detections, Image
 
 if TYPE_CHECKING:
     from mnet_det.runtime.predictor import Predictor
@@ -24,15 +34,19 @@ if TYPE_CHECKING:
 POLL_S = 0.02
 """Longest wait for a frame before the screen gets a turn; a window feels sticky beyond a few of these."""
 
-SCORE_STEP = 0.05
+NOTE_S = 3.0
+"""How long a screen shows what was said."""
 
 
 def run_demo(
-    predictor: Predictor,
-    source: Source,
+    models: Sequence[Predictor],
+    source: Recorded | Source,
     screen: Screen,
     *,
     score: float = 0.5,
+    nms: float | None = None,
+    classes: Sequence[str] = (),
+    mirror: bool = False,
     record: Path | None = None,
     frames: int | None = None,
     no_drop: bool = False,
@@ -40,16 +54,19 @@ def run_demo(
     started: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Stats:
-    """Detect and show until the source ends, the viewer quits, enough frames were shown, or Ctrl-C.
+    """Detect and show until the source ends, a viewer quits, enough frames were shown, or Ctrl-C.
 
     A file plays at its own speed and drops late frames if somebody watches; else, and with `no_drop`, every frame is
     shown, as fast as that goes. A camera cannot wait: it always gives its newest frame.
 
     Args:
-        predictor: the model.
+        models: what a viewer can switch between; the first runs first.
         source: where frames come from; closed at the end.
         screen: where they go; closed at the end.
-        score: least probability of what is drawn and counted; the viewer can change it.
+        score: least probability of what is drawn and counted; like the next three, a viewer can change it.
+        nms: IoU above which the lesser of two boxes of a class goes; the model's own unless given.
+        classes: names of those that are drawn and counted; all unless given.
+        mirror: left and right change places, as in a mirror.
         record: video file for the annotated frames.
         frames: how many to show at most.
         no_drop: show every frame of a file, whoever watches.
@@ -58,96 +75,284 @@ def run_demo(
         say: told in a line what a viewer should know.
 
     Raises:
-        SourceError: a camera stopped, or the recording cannot be written. What was recorded before is kept.
+        ConfigError: a class that no model knows.
+        SourceError: the recording cannot be written. What was recorded before is kept.
     """
-    tally = Tally(started_s=time.perf_counter() if started is None else started)
-    controls = Controls(score)
-    if isinstance(source, Recorded) and screen.watched and not no_drop:
-        source = Paced(source)
-    model = model_line(predictor)
-    picture: Image | None = None
     with ExitStack() as stack:
         stack.callback(source.close)
         stack.callback(screen.close)
-        recorder = stack.enter_context(Recorder(record, fps=source.fps, say=say)) if record else None
+        cards = [ModelCard.of(model) for model in models]
+        _require_known(classes, cards)
+        if isinstance(source, Recorded):
+            source = play(source) if screen.watched and not no_drop else read_ahead(source)
+            stack.callback(source.close)
+        detector = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="detector"))
+        settings = Settings(score=score, nms=nms, classes=tuple(classes), mirror=mirror)
+        demo = _Demo(
+            models, cards, source, screen, detector, settings=settings, started=started, frames=frames, say=say
+        )
+        stack.callback(demo.stop_recording)
+        if record is not None:
+            demo.start_recording(record, required=True)
         try:
-            while not (controls.quit or source.ended or screen.closed or tally.frames == frames):
-                if controls.paused:
-                    key, pause_s = _idle(screen)
-                    source.leave_out(pause_s)
-                    tally.leave_out(pause_s)
-                elif (frame := source.read(timeout_s=POLL_S)) is None:
-                    key = screen.poll()
-                else:
-                    detections, times = predictor.timed(frame.image, score=controls.score)
-                    lines = panel_lines(model, tally.readings(dropped=source.dropped), score=controls.score)
-                    picture = draw_overlay(frame.image, detections, predictor.class_names, lines)
-                    key = screen.show(picture)
-                    tally.add(frame, detections, shown_s=time.perf_counter(), network_ms=times.network_ms)
-                    if recorder is not None:
-                        recorder.write(picture, index=_clip_index(frame, source))
-                controls.press(key)
-                if key == "snapshot" and picture is not None:
-                    _save_snapshot(picture, say)
+            while not demo.over:
+                demo.turn()
         except KeyboardInterrupt:
             say("stopped")
-        result = tally.stats(predictor.class_names, dropped=source.dropped)
-        if recorder is not None and not source.live:
-            recorder.fill(result.read)  # frames dropped after the last one shown
-    if recorder is not None and recorder.frames:
-        say(f"recorded {recorder.path}")
+        result = demo.stats()
+        demo.fill_recording(result.read)  # frames dropped after the last one shown
     if stats is not None:
         result.write(stats)
     return result
 
 
-@dataclass
-class Controls:
-    """What the viewer has asked for so far."""
+@dataclass(frozen=True)
+class _Look:
+    """What the detector thread found in a frame, and how it was asked to look; `again`: at a frame shown before."""
 
-    score: float
-    paused: bool = False
-    quit: bool = False
-
-    def press(self, key: Key | None) -> None:
-        """Follow a key; those that ask for no lasting change do nothing here."""
-        match key:
-            case "quit":
-                self.quit = True
-            case "pause":
-                self.paused = not self.paused
-            case "raise_score":
-                self.score = min(0.95, round(self.score + SCORE_STEP, 2))
-            case "lower_score":
-                self.score = max(0.05, round(self.score - SCORE_STEP, 2))
+    frame: Frame
+    image: Image
+    detections: Detections
+    network_ms: float
+    settings: Settings
+    again: bool
 
 
-def model_line(predictor: Predictor) -> str:
-    """What is running, for the panel."""
-    metadata = predictor.metadata
-    height, width = metadata.input_hw
-    threads = f"{predictor.threads} thread{'' if predictor.threads == 1 else 's'}"
-    return f"{metadata.name}   alpha {metadata.alpha:g}   {width}x{height}   {predictor.runtime}, {threads}"
+class _Demo:
+    """One run. All but the looking happens in the main thread, which is the one that windows need."""
+
+    def __init__(
+        self,
+        models: Sequence[Predictor],
+        cards: Sequence[ModelCard],
+        source: Source,
+        screen: Screen,
+        detector: ThreadPoolExecutor,
+        *,
+        settings: Settings,
+        started: float | None,
+        frames: int | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._models = models
+        self._cards = cards
+        self._source = source
+        self._screen = screen
+        self._detector = detector
+        self._frames = frames
+        self._say = say
+        self._controls = Controls(models=len(models), settings=settings)
+        self._tally = Tally(started_s=time.perf_counter() if started is None else started)
+        self._pending: Future[_Look | None] | None = None
+        self._look: _Look | None = None
+        self._picture: Image | None = None
+        self._paused_s = 0.0
+        self._heard_s = 0.0
+        self._recorder: Recorder | None = None
+        self._must_record = False
+        self._recording_from = 0
+        self._note, self._note_until_s = "", 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to show, or nobody wants to see it."""
+        ended = self._source.ended and self._pending is None
+        return self._controls.quit or self._screen.closed or self._tally.frames == self._frames or ended
+
+    def turn(self) -> None:
+        """Wait a moment for what the detector found, show it while the detector looks on, and listen to the viewers."""
+        if self._pending is None:
+            self._start_looking()
+        look = self._found()
+        if look is not None:
+            self._look, self._picture = look, None
+        if self._pending is None:
+            self._start_looking()
+        if look is not None:
+            self._show(look)
+        self._keep_clip_going()
+        for command in self._screen.poll(self._status()):
+            self._obey(command)
+
+    def stats(self) -> Stats:
+        """What was measured so far."""
+        return self._tally.stats(self._cards, dropped=self._source.dropped)
+
+    def start_recording(self, path: Path, *, required: bool = False) -> None:
+        """Record what comes from now on; where that is `required`, the demo ends if it cannot be done.
+
+        Raises:
+            SourceError: not a kind of video.
+        """
+        self._must_record = required
+        self._recorder = Recorder(path, fps=self._source.fps, say=self._tell)
+        self._recording_from = 0 if self._look is None else self._clip_index(self._look.frame) + 1
+
+    def fill_recording(self, frames: int) -> None:
+        """Repeat the last picture of a file's recording until it has one for each of so many frames of the file."""
+        if self._recorder is not None and not self._source.live:
+            self._recorder.fill(frames - self._recording_from)
+
+    def stop_recording(self) -> None:
+        """Give the recording its name, if there is one.
+
+        Raises:
+            SourceError: it could not be written.
+        """
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close()
+            if recorder.frames:
+                self._tell(f"recorded {recorder.path}")
+
+    def _start_looking(self) -> None:
+        """Let the detector look at the next frame, or, in a pause, once more at the last one if that was asked for."""
+        settings = self._controls.settings
+        model = self._models[settings.model]
+        if self._controls.paused:
+            if self._look is not None and self._look.settings != settings:
+                self._pending = self._detector.submit(_look_at, model, self._look.frame, settings, again=True)
+        elif not self._source.ended:
+            self._pending = self._detector.submit(_look_at_next, model, self._source, settings)
+
+    def _found(self) -> _Look | None:
+        if self._pending is None:
+            time.sleep(POLL_S)  # paused
+            return None
+        if not wait([self._pending], POLL_S).done:
+            return None
+        done, self._pending = self._pending, None
+        return done.result()
+
+    def _show(self, look: _Look) -> None:
+        if self._screen.wants_pictures:
+            self._screen.show(self._draw(look), self._status())
+        if not look.again:
+            self._count(look, shown_s=time.perf_counter())
+
+    def _count(self, look: _Look, *, shown_s: float) -> None:
+        names = self._cards[look.settings.model].class_names
+        classes = [names[label] for label in look.detections.labels]
+        self._tally.add(look.frame, classes, shown_s=shown_s, network_ms=look.network_ms, model=look.settings.model)
+        self._heard_s = look.frame.read_s
+        if self._controls.paused:  # it was on its way when the pause began
+            self._paused_s = shown_s
+        if self._recorder is not None:
+            self._record(self._recorder, look)
+
+    def _record(self, recorder: Recorder, look: _Look) -> None:
+        try:
+            recorder.write(self._draw(look), index=self._clip_index(look.frame) - self._recording_from)
+        except MnetDetError as error:
+            if self._must_record:
+                raise
+            self._recorder = None
+            self._tell(str(error))
+
+    def _keep_clip_going(self) -> None:
+        """While nothing comes from a live source, go on with the last picture: the clip keeps the clock's time."""
+        if self._recorder is None or self._look is None or self._controls.paused or self._source.waiting is None:
+            return
+        time_s = self._look.frame.time_s + time.perf_counter() - self._heard_s
+        self._recorder.fill(int(time_s * self._source.fps) - self._recording_from)
+
+    def _draw(self, look: _Look) -> Image:
+        """The picture of a look, drawn once."""
+        if self._picture is None:
+            card = self._cards[look.settings.model]
+            self._picture = draw_detections(look.image, look.detections, card.class_names)
+            if self._screen.panel:
+                draw_panel(self._picture, panel_lines(self._status()))
+        return self._picture
+
+    def _status(self) -> Status:
+        settings = self._controls.settings
+        noted = self._note if time.perf_counter() < self._note_until_s else None
+        return Status(
+            source=self._source.name,
+            models=self._cards,
+            model=settings.model if self._look is None else self._look.settings.model,
+            settings=settings,
+            readings=self._tally.readings(dropped=self._source.dropped),
+            paused=self._controls.paused,
+            recording=None if self._recorder is None else self._recorder.path.name,
+            note=self._source.waiting or noted,
+        )
+
+    def _obey(self, command: Command) -> None:
+        was_paused = self._controls.paused
+        self._controls.obey(command)
+        if self._controls.paused != was_paused:
+            self._pause() if self._controls.paused else self._resume()
+        elif command.action == "snapshot":
+            self._save_snapshot()
+        elif command.action == "record":
+            self._toggle_recording()
+
+    def _pause(self) -> None:
+        self._source.pause()
+        self._paused_s = time.perf_counter()
+
+    def _resume(self) -> None:
+        self._source.resume()
+        pause_s = time.perf_counter() - self._paused_s
+        self._tally.leave_out(pause_s)
+        self._heard_s += pause_s
+
+    def _save_snapshot(self) -> None:
+        if self._look is None:
+            return
+        path = _free_name(".png")
+        try:
+            write_image(path, self._draw(self._look))
+        except MnetDetError as error:
+            self._tell(str(error))  # no reason to stop watching
+        else:
+            self._tell(f"saved {path}")
+
+    def _toggle_recording(self) -> None:
+        try:
+            if self._recorder is None:
+                self.start_recording(_free_name(".mp4"))
+            else:
+                self.stop_recording()
+        except MnetDetError as error:
+            self._recorder = None
+            self._tell(str(error))
+
+    def _clip_index(self, frame: Frame) -> int:
+        """Which frame of the source's clip it is: a camera's clip keeps its time, a file's keeps its frames."""
+        return round(frame.time_s * self._source.fps) if self._source.live else frame.index
+
+    def _tell(self, text: str) -> None:
+        self._say(text)
+        self._note, self._note_until_s = text, time.perf_counter() + NOTE_S
 
 
-def _clip_index(frame: Frame, source: Source) -> int:
-    """Which frame of the clip it is: a camera's clip keeps its time, a file's keeps its frames."""
-    return round(frame.time_s * source.fps) if source.live else frame.index
+def _look_at_next(model: Predictor, source: Source, settings: Settings) -> _Look | None:
+    """What is in the source's next frame, or None if none comes within `POLL_S`."""
+    frame = source.read(timeout_s=POLL_S)
+    return None if frame is None else _look_at(model, frame, settings)
 
 
-def _idle(screen: Screen) -> tuple[Key | None, float]:
-    """Let a paused screen have a turn; the key, and how many seconds went by."""
-    start_s = time.perf_counter()
-    key = screen.poll()
-    time.sleep(POLL_S)
-    return key, time.perf_counter() - start_s
+def _look_at(model: Predictor, frame: Frame, settings: Settings, *, again: bool = False) -> _Look:
+    image = cv2.flip(frame.image, 1) if settings.mirror else frame.image
+    detections, times = model.timed(image, score=settings.score, nms=settings.nms)
+    if settings.classes:
+        labels = [label for label, name in enumerate(model.class_names) if name in settings.classes]
+        detections = detections[np.isin(detections.labels, labels)]
+    return _Look(frame, image, detections, times.network_ms, settings, again)
 
 
-def _save_snapshot(picture: Image, say: Callable[[str], None]) -> None:
-    path = Path(time.strftime("mnet-det-%Y%m%d-%H%M%S.png"))
-    try:
-        write_image(path, picture)
-    except MnetDetError as error:
-        say(str(error))  # no reason to stop watching
-    else:
-        say(f"saved {path}")
+def _require_known(classes: Sequence[str], cards: Sequence[ModelCard]) -> None:
+    known = sorted({name for card in cards for name in card.class_names})
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        raise ConfigError(f"classes: no model knows {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def _free_name(suffix: str) -> Path:
+    """A name with the time in it, in the working folder, that nothing there has."""
+    stem = time.strftime("mnet-det-%Y%m%d-%H%M%S")
+    names = (f"{stem}{number}{suffix}" for number in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    return next(path for path in map(Path, names) if not path.exists())

@@ -11,12 +11,30 @@ from pathlib import Path
 import numpy as np
 
 from mnet_det.files import write_json
-from mnet_det.live.overlay import Readings
-from mnet_det.live.source import Frame
-from mnet_det.structures import Detections
+from mnet_det.live.frame import Frame
+from mnet_det.live.lineup import ModelCard
 
 RECENT = 30
-"""Frames that the panel's numbers are taken over."""
+"""Frames that the meters are taken over."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The meters: the latest frames; None before it can be known.
+
+    Attributes:
+        fps: frames shown in a second, of the model that runs.
+        latency_ms: from the moment a frame was due (`Frame.due_s`; for a camera, its capture) to that frame shown.
+        network_ms: the network alone.
+        dropped: frames of the source that were not shown, since the start.
+        frames: those that were.
+    """
+
+    fps: float | None
+    latency_ms: float | None
+    network_ms: float | None
+    dropped: int
+    frames: int
 
 
 @dataclass(frozen=True)
@@ -29,10 +47,26 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of so many values."""
-        if not values:
+        if not len(values):
             return cls(None, None)
         p50, p95 = np.percentile(values, (50, 95))
         return cls(float(p50), float(p95))
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What one of the models that were switched between did; `fps` from frame to frame of its own."""
+
+    model: str
+    alpha: float
+    input_hw: tuple[int, int]
+    precision: str
+    runtime: str
+    threads: int
+    frames: int
+    fps: float | None
+    network_ms: Spread
+    lag_ms: Spread
 
 
 @dataclass(frozen=True)
@@ -49,6 +83,7 @@ class Stats:
         lag_ms: from the moment a frame was due (`Frame.due_s`) to that frame shown.
         first_frame_s: from the program's start to the first frame shown.
         detections: class name to how often it was drawn, the most frequent first.
+        models: those that ran, in the order of the line-up.
     """
 
     frames: int
@@ -60,6 +95,7 @@ class Stats:
     lag_ms: Spread
     first_frame_s: float | None
     detections: dict[str, int]
+    models: list[ModelStats]
 
     def write(self, path: Path) -> None:
         """Write JSON.
@@ -77,39 +113,47 @@ class Tally:
         self.frames = 0
         self._started_s = started_s
         self._first_frame_s: float | None = None
-        self._paused_s = 0.0
+        self._left_out_s = 0.0
         self._shown_s = array("d")
         self._network_ms = array("d")
         self._end_to_end_ms = array("d")
         self._lag_ms = array("d")
-        self._labels: Counter[int] = Counter()
+        self._model = array("i")
+        self._since_switch = 0
+        self._detections: Counter[str] = Counter()
 
-    def add(self, frame: Frame, detections: Detections, *, shown_s: float, network_ms: float) -> None:
-        """Count a frame that was shown at a stamp of the clock that stamped it."""
+    def add(self, frame: Frame, classes: Sequence[str], *, shown_s: float, network_ms: float, model: int = 0) -> None:
+        """Count a frame with objects of these classes, shown at a stamp of the clock that stamped it."""
         if self._first_frame_s is None:
             self._first_frame_s = shown_s - self._started_s
+        if self._model and self._model[-1] != model:
+            self._since_switch = 0
         self.frames += 1
-        self._shown_s.append(shown_s - self._paused_s)
+        self._since_switch += 1
+        self._shown_s.append(shown_s - self._left_out_s)
         self._network_ms.append(network_ms)
         self._end_to_end_ms.append((shown_s - frame.read_s) * 1000)
         self._lag_ms.append((shown_s - frame.due_s) * 1000)
-        self._labels.update(detections.labels.tolist())
+        self._model.append(model)
+        self._detections.update(classes)
 
     def leave_out(self, pause_s: float) -> None:
         """Leave a pause of so many seconds out of the frame rate."""
-        self._paused_s += pause_s
+        self._left_out_s += pause_s
 
     def readings(self, *, dropped: int) -> Readings:
-        """What the panel says: the latest frames only."""
+        """The meters: the latest frames, of the latest model alone."""
+        recent = slice(self.frames - min(RECENT, self._since_switch), None)
         return Readings(
-            fps=rate(self._shown_s[-RECENT:]),
-            end_to_end_ms=Spread.of(self._end_to_end_ms[-RECENT:]).p50,
-            network_ms=Spread.of(self._network_ms[-RECENT:]).p50,
+            fps=rate(self._shown_s[recent]),
+            latency_ms=Spread.of(self._lag_ms[recent]).p50,
+            network_ms=Spread.of(self._network_ms[recent]).p50,
             dropped=dropped,
+            frames=self.frames,
         )
 
-    def stats(self, class_names: Sequence[str], *, dropped: int) -> Stats:
-        """The whole run."""
+    def stats(self, cards: Sequence[ModelCard], *, dropped: int) -> Stats:
+        """The whole run; `cards` of the models by their numbers."""
         return Stats(
             frames=self.frames,
             read=self.frames + dropped,
@@ -119,7 +163,25 @@ class Tally:
             end_to_end_ms=Spread.of(self._end_to_end_ms),
             lag_ms=Spread.of(self._lag_ms),
             first_frame_s=self._first_frame_s,
-            detections={class_names[label]: count for label, count in self._labels.most_common()},
+            detections=dict(self._detections.most_common()),
+            models=[self._stats_of(model, card) for model, card in enumerate(cards) if model in self._model],
+        )
+
+    def _stats_of(self, model: int, card: ModelCard) -> ModelStats:
+        its = np.array(self._model) == model
+        steps_s = np.diff(self._shown_s)[its[1:] & its[:-1]]
+        total_s = float(steps_s.sum())
+        return ModelStats(
+            model=card.name,
+            alpha=card.alpha,
+            input_hw=card.input_hw,
+            precision=card.precision,
+            runtime=card.runtime,
+            threads=card.threads,
+            frames=int(its.sum()),
+            fps=len(steps_s) / total_s if total_s > 0 else None,
+            network_ms=Spread.of(np.array(self._network_ms)[its]),
+            lag_ms=Spread.of(np.array(self._lag_ms)[its]),
         )
 
 

@@ -76,26 +76,34 @@ class Predictor:
         """How many threads the engine computes with."""
         return self.backend.threads
 
-    def __call__(self, image: Image, *, score: float | None = None) -> Detections:
+    def __call__(self, image: Image, *, score: float | None = None, nms: float | None = None) -> Detections:
         """Detect in one image.
 
         Args:
             image: RGB uint8 [H, W, 3].
             score: the least probability, for this call alone.
+            nms: the IoU above which the lesser of two boxes of a class goes, for this call alone.
 
         Returns:
             Detections in the image's own pixels.
         """
-        return self.timed(image, score=score)[0]
+        return self.timed(image, score=score, nms=nms)[0]
 
-    def timed(self, image: Image, *, score: float | None = None) -> tuple[Detections, Times]:
+    def timed(self, image: Image, *, score: float | None = None, nms: float | None = None) -> tuple[Detections, Times]:
         """Detect in one image as `predictor(image)` does, and say how long each stage took."""
         started = time.perf_counter()
         pixels, resize = self._preprocess(_checked(image))
         preprocessed = time.perf_counter()
         candidates = self.backend.borrow(pixels[None])
         computed = time.perf_counter()
-        detections = postprocess(candidates.boxes_xyxy[0], candidates.scores[0], self._thresholds_for(score))
+        thresholds = self.thresholds
+        if score is not None or nms is not None:
+            thresholds = replace(
+                thresholds,
+                score=thresholds.score if score is None else score,
+                nms=thresholds.nms if nms is None else nms,
+            )
+        detections = postprocess(candidates.boxes_xyxy[0], candidates.scores[0], thresholds)
         detections = resize.undo(detections)
         finished = time.perf_counter()
         stamps = (started, preprocessed, computed, finished)
@@ -110,9 +118,6 @@ class Predictor:
         found = self.backend(np.stack(pixels), self.thresholds)
         return [resize.undo(detections) for resize, detections in zip(resizes, found, strict=True)]
 
-    def _thresholds_for(self, score: float | None) -> Thresholds:
-        return self.thresholds if score is None else replace(self.thresholds, score=score)
-
 
 def load_predictor(
     path: str | Path,
@@ -121,6 +126,7 @@ def load_predictor(
     threads: int | None = None,
     score: float | None = None,
     aim: Aim = "latency",
+    rho: float | None = None,
 ) -> Predictor:
     """Load a model: `.onnx`, OpenVINO `.xml`, or a `.pt` or published `.tflite` file (exported once, into the cache).
 
@@ -131,6 +137,8 @@ def load_predictor(
         score: the least probability; unless given, the one the model was scored with, which suits AP. Use about 0.5
             to show the result to a person.
         aim: "throughput" for many images from several threads (`predictor.backend.callers` of them).
+        rho: resolution multiplier, if not the model's own: the same weights on another input size. Not for `.onnx` and
+            `.xml` files, whose size is fixed.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another kind.
@@ -146,7 +154,7 @@ def load_predictor(
         choice = choose_runtime(file, threads=threads) if runtime == "auto" else None
         return ENGINES[choice.runtime if choice else runtime](file, threads=threads, aim=aim), choice
 
-    backend, choice = load_exported(find_detector(path), load)
+    backend, choice = load_exported(find_detector(path), load, rho=rho)
     thresholds = Thresholds.of(backend.metadata)
     if score is not None:
         thresholds = replace(thresholds, score=score)

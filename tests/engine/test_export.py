@@ -96,6 +96,21 @@ def test_each_form_of_each_head_detects_what_torch_detects(
             assert found.scores.shape == (count, model.proposals, 6)
 
 
+def test_same_weights_at_another_resolution(exported: Callable[[str], Any], tmp_path: Path) -> None:
+    model = exported("ssdlite")
+    parity = export_detector(model.checkpoint, tmp_path / "larger.onnx", rho=1.5)
+    assert parity.holds
+    metadata = read_metadata(tmp_path / "larger.onnx")
+    assert (metadata.rho, metadata.input_hw) == (1.5, (96, 144))  # of 64x96
+    assert metadata == read_metadata(model.onnx).model_copy(update={"rho": 1.5, "input_hw": (96, 144)})
+
+
+def test_resolution_that_leaves_nothing_of_the_input_is_refused(exported: Callable[[str], Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="less than one"):
+        export_detector(exported("ssdlite").checkpoint, tmp_path / "tiny.onnx", rho=0.01)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("head", HEADS[1:])
 def test_enough_was_detected_to_compare(head: str, exported: Callable[[str], Any]) -> None:
     """Else the comparisons of these random detectors would rest on nothing."""

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from mnet_det.live.controls import Command
+from mnet_det.live.screen import Status
 from mnet_det.structures import Detections, Image
 
 
@@ -20,17 +22,24 @@ class FakePredictor:
     class_names = ("a", "b")
     runtime = "fake"
     threads = 2
-    metadata = SimpleNamespace(name="ssd", alpha=0.5, rho=1.0, input_hw=(300, 300), class_names=class_names)
+    thresholds = SimpleNamespace(nms=0.6)
 
-    def __init__(self, act: Callable[[int], None] = lambda call: None) -> None:
+    def __init__(self, act: Callable[[int], None] = lambda call: None, *, alpha: float = 0.5, side: int = 300) -> None:
+        self.metadata = SimpleNamespace(name="ssd", alpha=alpha, input_hw=(side, side), precision="float32")
         self.calls = 0
+        self.images: list[Image] = []
         self.scores: list[float | None] = []
+        self.nms: list[float | None] = []
         self._act = act
 
-    def timed(self, image: Image, *, score: float | None = None) -> tuple[Detections, SimpleNamespace]:
+    def timed(
+        self, image: Image, *, score: float | None = None, nms: float | None = None
+    ) -> tuple[Detections, SimpleNamespace]:
         assert image.dtype == np.uint8
         self.calls += 1
+        self.images.append(image)
         self.scores.append(score)
+        self.nms.append(nms)
         self._act(self.calls)
         found = Detections(np.array([[4, 4, 20, 20]], np.float32), np.array([0.7], np.float32), np.array([1], np.int64))
         times = SimpleNamespace(preprocess_ms=1.0, network_ms=5.0, postprocess_ms=1.0, total_ms=7.0)
@@ -38,28 +47,35 @@ class FakePredictor:
 
 
 class FakeScreen:
-    """A viewer who presses the given keys, one a picture, then none, and closes the window after `pictures`."""
+    """A viewer with the given wishes, one after each picture or turn of a pause, who closes it after `pictures`."""
 
     watched = True
+    panel = True
+    wants_pictures = True
 
-    def __init__(self, *keys: str | None, pictures: int | None = None) -> None:
-        self.keys = list(keys)
+    def __init__(self, *wishes: str | Command | None, pictures: int | None = None) -> None:
+        self.wishes = list(wishes)
         self.shown: list[Image] = []
-        self.polls = 0
+        self.statuses: list[Status] = []
         self.closes = 0
+        self._seen = 0
         self._pictures = pictures
 
     @property
     def closed(self) -> bool:
         return len(self.shown) == self._pictures
 
-    def show(self, image: Image) -> str | None:
-        self.shown.append(image)
-        return self.poll()
+    def show(self, picture: Image, status: Status) -> None:
+        self.shown.append(picture)
+        self.statuses.append(status)
 
-    def poll(self) -> str | None:
-        self.polls += 1
-        return self.keys.pop(0) if self.keys else None
+    def poll(self, status: Status) -> list[Command]:
+        self.last = status
+        if not self.wishes or (self._seen == len(self.shown) and not status.paused):
+            return []
+        self._seen = len(self.shown)
+        wish = self.wishes.pop(0)
+        return [wish if isinstance(wish, Command) else Command(wish)] if wish else []
 
     def close(self) -> None:
         self.closes += 1

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import numpy as np
 import pytest
 
@@ -28,12 +29,16 @@ def test_without_a_display_it_points_to_the_demo(webcam, monkeypatch):
         webcam.main("m.onnx")
 
 
-@pytest.mark.parametrize(("keys", "pictures"), [((), 4), ((None, "quit"), 2)])
-def test_it_detects_and_shows_in_rgb_until_the_end_or_q(
-    webcam, monkeypatch, make_clip, make_predictor, make_screen, keys, pictures
+@pytest.mark.parametrize(
+    ("keys", "visible", "pictures"),
+    [([], [], 4), ([-1, ord("q")], [], 2), ([-1, 27], [], 2), ([], [1.0, 1.0, 0.0], 3)],
+    ids=["end", "q", "Escape", "closed"],
+)
+def test_it_detects_and_shows_until_the_end_or_a_wish(
+    webcam, monkeypatch, make_clip, make_predictor, keys, visible, pictures
 ):
-    seen = []
-    predictor, screen = make_predictor(), make_screen(*keys)
+    seen, shown = [], []
+    predictor = make_predictor()
 
     def detect(image):
         seen.append(image)
@@ -42,10 +47,11 @@ def test_it_detects_and_shows_in_rgb_until_the_end_or_q(
     detect.class_names = predictor.class_names
     monkeypatch.setattr(webcam, "why_no_window", lambda: None)
     monkeypatch.setattr(webcam, "load_predictor", lambda model, *, score: detect)
-    monkeypatch.setattr(webcam, "WindowScreen", lambda: screen)
+    monkeypatch.setattr(cv2, "imshow", lambda name, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: keys.pop(0) if keys else -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *args: visible.pop(0) if visible else 1.0)
     webcam.main("m.onnx", str(make_clip(4)))
-    assert len(seen) == len(screen.shown) == pictures
-    assert screen.closes == 1
-    # Frame i is RGB (10 i, 0, 200).
+    assert len(seen) == len(shown) == pictures
+    # Frame i is RGB (10 i, 0, 200): the network sees that, the window gets BGR.
     np.testing.assert_allclose(seen[1].mean((0, 1)), (10, 0, 200), atol=6)
-    np.testing.assert_allclose(screen.shown[1][40:, 40:].mean((0, 1)), (10, 0, 200), atol=6)
+    np.testing.assert_allclose(shown[1][40:, 40:].mean((0, 1)), (200, 0, 10), atol=6)

@@ -133,6 +133,22 @@ def test_other_weights_versions_and_formats_are_other_exports(
     assert len({first, second, third, exported(path)}) == len(commands) == 4
 
 
+def test_each_resolution_is_an_export_of_its_own(tmp_path: Path, commands: list[list[str]]) -> None:
+    path = tmp_path / "best.pt"
+    path.write_bytes(b"weights")
+    files = [exported(path), exported(path, rho=1.0), exported(path, rho=0.5), exported(path, rho=0.5)]
+    assert len(set(files)) == len(commands) == 3
+    assert ["--rho" in command for command in commands] == [False, True, True]
+    assert commands[2][commands[2].index("--rho") + 1] == "0.5"
+
+
+def test_an_exported_file_has_one_resolution(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.touch()
+    with pytest.raises(CheckpointError, match=r"a\.onnx: an exported file has one input size; for --rho, give its"):
+        exported(path, rho=0.5)
+
+
 @pytest.mark.parametrize(
     ("stderr", "message"),
     [

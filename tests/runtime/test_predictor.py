@@ -45,6 +45,13 @@ def test_the_score_of_a_call_holds_for_that_call_alone(predictor: Predictor) -> 
     assert [len(predictor(image, score=0.5)), len(predictor(image)), len(predictor(image, score=0.95))] == [2, 3, 0]
 
 
+def test_the_nms_of_a_call_holds_for_that_call_alone(predictor: Predictor) -> None:
+    image = white(100, 50)
+    counts = [len(predictor(image, nms=nms)) for nms in (1.0, None, 0.0)]
+    assert counts[0] >= counts[1] == len(predictor(image)) >= counts[2]
+    assert counts[0] > counts[2]
+
+
 def test_the_score_given_at_loading_stays(write_model: WriteModel) -> None:
     assert len(load_predictor(write_model(), score=0.5)(white(32, 32))) == 2
 
