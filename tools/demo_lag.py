@@ -141,7 +141,6 @@ def run(predictor: Predictor, screen: Screen, *, seconds: float, fps: float, net
         connect=lambda: None,
         patience_s=5.0,
         longest_back_off_s=1.0,
-        say=print,
     )
     reader = StampReader(screen)
     run_demo([slowed], Newest(feed), reader, frames=max(3, round(seconds * 1000 / max(network_ms, 1000 / fps))))

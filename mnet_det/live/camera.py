@@ -72,7 +72,6 @@ def open_camera(
             connect=partial(_connect_again, word, backend=backend, wishes=wishes),
             patience_s=SILENCE_S,
             longest_back_off_s=LONGEST_BACK_OFF_S,
-            say=say,
         )
     )
 

@@ -32,7 +32,6 @@ class Device(Feed):
         connect: Callable[[], Any | None],
         patience_s: float,
         longest_back_off_s: float,
-        say: Callable[[str], None],
         timeline: Timeline | None = None,
     ) -> None:
         """Take over a device.
@@ -40,11 +39,10 @@ class Device(Feed):
         Args:
             device: opened already.
             name: what messages call it.
-            silence: the message while no picture comes.
+            silence: what a viewer is told while no picture comes.
             connect: opens it again; None if that is impossible for now.
             patience_s: how long it may fail to give a picture before it is opened again.
             longest_back_off_s: where the doubling of `BACK_OFF_S` ends.
-            say: told when it went, and when it is back.
             timeline: what its frames are stamped with.
         """
         super().__init__(name=name, fps=sane_fps(device.get(cv2.CAP_PROP_FPS)), timeline=timeline or Timeline())
@@ -53,11 +51,9 @@ class Device(Feed):
         self._connect = connect
         self._patience_s = patience_s
         self._longest_back_off_s = longest_back_off_s
-        self._say = say
         self._clock = self.timeline.clock
         self._heard_s = self._clock()
         self._back_off_s = BACK_OFF_S
-        self._gone = False
         self._start_s: float | None = None
 
     def take(self, stop: threading.Event) -> Frame | None:
@@ -69,12 +65,12 @@ class Device(Feed):
             try:
                 frame, found = self._grab(self._device)
             except cv2.error:
-                self._let_go()
+                self.close()
                 continue
             if frame is not None:
                 return frame
             if not found and self._clock() - self._heard_s >= self._patience_s:
-                self._let_go()
+                self.close()
             elif not found:
                 stop.wait(RETRY_S)
         return None
@@ -92,7 +88,8 @@ class Device(Feed):
         captured_s, paused = self.timeline.now_s(), self.timeline.paused
         found, bgr = device.retrieve() if grabbed and not paused else (grabbed, None)
         if found:
-            self._hear()
+            self._heard_s = self._clock()
+            self._back_off_s = BACK_OFF_S
         if not found or bgr is None:
             return None, found
         image = to_rgb(bgr)
@@ -100,19 +97,6 @@ class Device(Feed):
             self._start_s = captured_s
         self.index += 1
         return Frame(image, self.index - 1, captured_s - self._start_s, self.timeline.now_s(), captured_s), True
-
-    def _hear(self) -> None:
-        self._heard_s = self._clock()
-        self._back_off_s = BACK_OFF_S
-        if self._gone:
-            self._gone = False
-            self._say(f"{self.name} is back")
-
-    def _let_go(self) -> None:
-        self.close()
-        if not self._gone:
-            self._gone = True
-            self._say(self.silence or "")
 
     def _open_again(self, stop: threading.Event) -> None:
         stop.wait(self._back_off_s)

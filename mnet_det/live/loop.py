@@ -79,13 +79,12 @@ def run_demo(
         SourceError: the recording cannot be written. What was recorded before is kept.
     """
     with ExitStack() as stack:
+        if isinstance(source, Recorded):
+            source = play(source) if screen.watched and not no_drop else read_ahead(source)
         stack.callback(source.close)
         stack.callback(screen.close)
         cards = [ModelCard.of(model) for model in models]
         _require_known(classes, cards)
-        if isinstance(source, Recorded):
-            source = play(source) if screen.watched and not no_drop else read_ahead(source)
-            stack.callback(source.close)
         detector = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="detector"))
         settings = Settings(score=score, nms=nms, classes=tuple(classes), mirror=mirror)
         demo = _Demo(
@@ -150,6 +149,7 @@ class _Demo:
         self._heard_s = 0.0
         self._recorder: Recorder | None = None
         self._must_record = False
+        self._waiting: str | None = None
         self._recording_from = 0
         self._note, self._note_until_s = "", 0.0
 
@@ -171,6 +171,7 @@ class _Demo:
         if look is not None:
             self._show(look)
         self._keep_clip_going()
+        self._tell_silence()
         for command in self._screen.poll(self._status()):
             self._obey(command)
 
@@ -323,6 +324,13 @@ class _Demo:
     def _clip_index(self, frame: Frame) -> int:
         """Which frame of the source's clip it is: a camera's clip keeps its time, a file's keeps its frames."""
         return round(frame.time_s * self._source.fps) if self._source.live else frame.index
+
+    def _tell_silence(self) -> None:
+        """Say it once when the pictures stay away, and once when they are back."""
+        waiting = self._source.waiting
+        if waiting != self._waiting:
+            self._tell(waiting or f"{self._source.name} is back")
+        self._waiting = waiting
 
     def _tell(self, text: str) -> None:
         self._say(text)

@@ -33,8 +33,7 @@ def open_source(
         fps: a wish.
         fourcc: the pixel format a camera sends, such as MJPG.
         api: the system's camera interface, such as v4l2, dshow, msmf or avfoundation.
-        say: told in a line what is being opened, where a camera does not grant a wish, and when a camera or a stream
-            went or is back; the last two from another thread.
+        say: told in a line what is being opened, and where a camera does not grant a wish.
 
     Raises:
         SourceError: it cannot be opened, or there is no frame in it.

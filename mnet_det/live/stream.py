@@ -65,7 +65,6 @@ def open_stream(address: str, *, say: Callable[[str], None] = print) -> Recorded
             connect=partial(_connect, address),
             patience_s=0.0,  # FFmpeg passes over damage by itself: a failed grab is the end of a connection
             longest_back_off_s=LONGEST_BACK_OFF_S,
-            say=say,
         )
     )
 

@@ -112,18 +112,11 @@ def test_unplugged_camera_comes_back_with_its_settings(cameras, monkeypatch):
     cameras.plugged.clear()
     while len(cameras.opened) < 3:  # tried in vain
         source.read(timeout_s=0.01)
-    cameras.plugged.set()
-    while "camera 2 is back" not in said:
         assert source.waiting is None  # not yet worth a line to the viewer
-        source.read(timeout_s=0.01)
+    cameras.plugged.set()
     assert source.read(timeout_s=WAIT_S) is not None
     source.close()
-    assert said == [
-        "opening camera 2",
-        "camera 2: asked for height 720, got 480",
-        "camera 2: no picture; is it still plugged in? waiting for it",
-        "camera 2 is back",
-    ]
+    assert said == ["opening camera 2", "camera 2: asked for height 720, got 480"]
     assert cameras.opened[-1].set_calls == cameras.opened[0].set_calls
     assert all(camera.released for camera in cameras.opened)
 

@@ -328,13 +328,15 @@ class SilentCamera(FakeCamera):
         return Frame(np.zeros((64, 96, 3), np.uint8), self.index - 1, now_s - self.start_s, now_s, now_s)
 
 
-def test_clip_goes_on_while_a_camera_is_silent(make_predictor, make_screen, tmp_path, read_clip):
+def test_silence_of_a_camera_is_told_and_the_clip_goes_on(make_predictor, make_screen, tmp_path, read_clip):
     camera, screen = SilentCamera(), make_screen()
     seen = []
     poll = screen.poll
     screen.poll = lambda status: seen.append(status.note) or poll(status)
-    run_demo([make_predictor()], camera, screen, record=tmp_path / "out.avi")
+    said: list[str] = []
+    run_demo([make_predictor()], camera, screen, record=tmp_path / "out.avi", say=said.append)
     assert "camera 0: no picture" in seen
+    assert said == ["camera 0: no picture", "camera 0 is back", f"recorded {tmp_path / 'out.avi'}"]
     frames = read_clip(tmp_path / "out.avi")[1]
     assert len(frames) == pytest.approx(0.5 * 20, abs=4)  # the time that passed, at 20 a second
 
