@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -354,9 +355,11 @@ def _look_at(model: Predictor, frame: Frame, settings: Settings, *, again: bool 
 
 def _require_known(classes: Sequence[str], cards: Sequence[ModelCard]) -> None:
     known = sorted({name for card in cards for name in card.class_names})
-    unknown = [name for name in classes if name not in known]
-    if unknown:
-        raise ConfigError(f"classes: no model knows {', '.join(unknown)}; known: {', '.join(known)}")
+    for name in classes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"classes: no model knows {name!r}; {hint}")
 
 
 def _free_name(suffix: str) -> Path:

@@ -248,10 +248,11 @@ def test_only_classes_asked_for_are_drawn_and_counted(make_clip, make_predictor,
     assert stats.detections == {"b": 5}
 
 
-def test_class_that_no_model_knows_is_refused(make_clip, make_predictor, make_screen):
+@pytest.mark.parametrize(("name", "hint"), [("c", "known: a, b"), ("bb", "did you mean 'b'")])
+def test_class_that_no_model_knows_is_refused(make_clip, make_predictor, make_screen, name, hint):
     screen = make_screen()
-    with pytest.raises(ConfigError, match=r"classes: no model knows c; known: a, b"):
-        run_demo([make_predictor()], open_source(str(make_clip(2))), screen, classes=["a", "c"])
+    with pytest.raises(ConfigError, match=f"classes: no model knows '{name}'; {hint}"):
+        run_demo([make_predictor()], open_source(str(make_clip(2))), screen, classes=["a", name])
     assert screen.closes == 1
 
 
