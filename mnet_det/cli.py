@@ -67,11 +67,12 @@ def main() -> None:
         _fail(str(error), debug=debug)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in TRAIN_PACKAGES:
+        if package in ("", "mnet_det"):
             raise
         from mnet_det.doctor import install_line
 
-        _fail(f"this needs the package {package}, which is not installed: {install_line('train')}", debug=debug)
+        extra = "train" if package in TRAIN_PACKAGES else ""
+        _fail(f"this needs the package {package}, which is not installed: {install_line(extra)}", debug=debug)
 
 
 def _fail(message: str, *, debug: bool) -> None:

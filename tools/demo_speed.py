@@ -4,21 +4,24 @@
 
 In turns: the stages alone, one frame after the other from memory (preprocessing, network, postprocessing: a second
 divided by the sum of their medians), and the demo over the same frames as `--no-drop --screen none` runs it, decoding
-included. A ratio of 1 means that decoding and everything else the demo does costs nothing.
+included. A ratio of 1 means that decoding and everything else the demo does costs nothing. Then how long it takes from a
+viewer's wish for another model (here the same one, loaded twice) to its first picture.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from mnet_det.errors import MnetDetError
+from mnet_det.live.controls import Command
 from mnet_det.live.loop import run_demo
 from mnet_det.live.recorded import Recorded
-from mnet_det.live.screen import NoScreen
+from mnet_det.live.screen import NoScreen, Status
 from mnet_det.live.source import open_source
 from mnet_det.runtime import Predictor, load_predictor
 from mnet_det.runtime.benchmark import machine
@@ -26,6 +29,7 @@ from mnet_det.runtime.interleave import interleave
 from mnet_det.structures import Image
 
 SCORE = 0.5
+LEAST_FRAMES = 20
 
 
 def stages_alone(predictor: Predictor, frames: list[Image]) -> Callable[[int], float]:
@@ -50,6 +54,38 @@ def whole_demo(predictor: Predictor, clip: str, count: int) -> Callable[[int], f
     return measure
 
 
+class Switcher(NoScreen):
+    """A viewer who wants the next model with every tenth picture; `waits_ms`: how long it took."""
+
+    wants_pictures = True
+
+    def __init__(self) -> None:
+        self.waits_ms: list[float] = []
+        self._pictures = 0
+        self._asked: tuple[int, float] | None = None
+
+    def show(self, picture: Image, status: Status) -> None:
+        """See whether the picture is the other model's."""
+        self._pictures += 1
+        if self._asked is not None and status.model != self._asked[0]:
+            self.waits_ms.append((time.perf_counter() - self._asked[1]) * 1000)
+            self._asked = None
+
+    def poll(self, status: Status) -> list[Command]:
+        """Ask for the next model."""
+        if not self._pictures or self._pictures % 10 or self._asked is not None:
+            return []
+        self._asked = status.model, time.perf_counter()
+        return [Command("next_model")]
+
+
+def switches_ms(models: list[Predictor], clip: str, count: int) -> list[float]:
+    """How long each switch took, from the wish to the first picture."""
+    viewer = Switcher()
+    run_demo(models, open_source(clip), viewer, score=SCORE, frames=count, no_drop=True)
+    return viewer.waits_ms
+
+
 def read_frames(clip: str, count: int) -> list[Image]:
     """The first frames of a clip."""
     source = open_source(clip)
@@ -61,8 +97,8 @@ def read_frames(clip: str, count: int) -> list[Image]:
             frames.append(image)
     finally:
         source.close()
-    if len(frames) < 2:
-        raise MnetDetError(f"{clip}: {len(frames)} frames; a rate needs at least two")
+    if len(frames) < LEAST_FRAMES:
+        raise MnetDetError(f"{clip}: {len(frames)} frames; expected at least {LEAST_FRAMES}")
     return frames
 
 
@@ -81,6 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
         frames = read_frames(chosen.clip, chosen.frames)
         contestants = [stages_alone(predictor, frames), whole_demo(predictor, chosen.clip, len(frames))]
         rates = interleave(contestants, rounds=max(1, chosen.rounds), burst=1, unmeasured=0)
+        again = load_predictor(chosen.model, runtime=predictor.runtime, threads=chosen.threads)
+        waits_ms = switches_ms([predictor, again], chosen.clip, len(frames))
     except MnetDetError as error:
         sys.exit(f"error: {error}")
     predicted, reached = (float(np.median(found)) for found in rates)
@@ -90,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{len(frames)} frames of {width}x{height}, median of {max(1, chosen.rounds)} turns")
     print(f"stages alone  {predicted:7.1f} frames a second")
     print(f"demo          {reached:7.1f} frames a second, {reached / predicted:.2f} of that")
+    print(f"model switch  {np.median(waits_ms):7.1f} ms, the slowest of {len(waits_ms)} took {max(waits_ms):.1f}")
 
 
 if __name__ == "__main__":
