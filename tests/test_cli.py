@@ -642,6 +642,7 @@ def test_bench_says_before_measuring_that_matplotlib_is_missing(
     assert_explained(answer, "this needs the package matplotlib, which is not installed: ", here)
 
 
+@pytest.mark.slow
 def test_bench_measures_a_config_with_random_weights_and_says_what_it_costs(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(
         "model: {head: faster_rcnn, fpn: true, alpha: 0.1, base_hw: [64, 64], proposals: 5}"

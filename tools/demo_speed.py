@@ -4,8 +4,8 @@
 
 In turns: the stages alone, one frame after the other from memory (preprocessing, network, postprocessing: a second
 divided by the sum of their medians), and the demo over the same frames as `--no-drop --screen none` runs it, decoding
-included. A ratio of 1 means that decoding and everything else the demo does costs nothing. Then how long it takes from a
-viewer's wish for another model (here the same one, loaded twice) to its first picture.
+included. A ratio of 1 means that decoding and everything else the demo does costs nothing. Then how long it takes from
+a viewer's wish for another model (here the same one, loaded twice) to its first picture.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from mnet_det.draw import draw_detections
-from mnet_det.errors import ConfigError, MnetDetError
+from mnet_det.errors import ConfigError, MnetDetError, SourceError
 from mnet_det.images import write_image
 from mnet_det.live.capture import play, read_ahead
 from mnet_det.live.controls import Command, Controls, Settings
@@ -77,7 +77,7 @@ def run_demo(
 
     Raises:
         ConfigError: a class that no model knows.
-        SourceError: the recording cannot be written. What was recorded before is kept.
+        SourceError: the recording cannot be written, or would replace the source. What was recorded before is kept.
     """
     with ExitStack() as stack:
         if isinstance(source, Recorded):
@@ -86,6 +86,8 @@ def run_demo(
         stack.callback(screen.close)
         cards = [ModelCard.of(model) for model in models]
         _require_known(classes, cards)
+        if record is not None:
+            _require_another_file(record, source)
         detector = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="detector"))
         settings = Settings(score=score, nms=nms, classes=tuple(classes), mirror=mirror)
         demo = _Demo(
@@ -360,6 +362,12 @@ def _require_known(classes: Sequence[str], cards: Sequence[ModelCard]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"classes: no model knows {name!r}; {hint}")
+
+
+def _require_another_file(record: Path, source: Source) -> None:
+    played = Path(source.name)
+    if played.is_file() and record.is_file() and record.samefile(played):
+        raise SourceError(f"{record}: this is the file that is played; give the recording another name")
 
 
 def _free_name(suffix: str) -> Path:

@@ -181,6 +181,7 @@ def test_without_torch_the_matrix_product_is_numpy_s(monkeypatch: pytest.MonkeyP
     assert (out.shape, out.dtype) == ((1024, 1024), np.float32)
 
 
+@pytest.mark.slow
 def test_a_random_model_is_ssd300_with_coco_s_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mnet_det.cli import _load
 

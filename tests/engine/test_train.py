@@ -167,6 +167,7 @@ REGIONS = (
 """Of a head whose losses draw at random."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_two_stages_draws_the_same_regions(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
