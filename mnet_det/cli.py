@@ -13,6 +13,7 @@ PROCESS_START = time.perf_counter()  # before any import that takes long: the de
 import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
@@ -304,23 +305,31 @@ def demo(
     from mnet_det.catalogue import DEFAULT_DETECTOR
     from mnet_det.live.lineup import load_lineup
     from mnet_det.live.loop import run_demo
-    from mnet_det.live.pick import pick_screen
+    from mnet_det.live.pick import pick_screen, require_screen
     from mnet_det.live.recorded import Recorded
+    from mnet_det.live.recorder import require_video
     from mnet_det.live.source import open_source
     from mnet_det.runtime import load_predictor
 
     def load(word: str, rho: float | None) -> Predictor:
         return load_predictor(_model_file(word), runtime=runtime, threads=threads, rho=rho)
 
+    rhos = _numbers("rho", rho or "")
+    if not all(0 < value < 10 for value in rhos):
+        raise typer.BadParameter(f"--rho {rho}: expected numbers above 0, such as 1,0.5")
+    require_screen(screen)
+    if record is not None:
+        require_video(record)
     opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api, say=_say)
     try:
-        models = load_lineup(model or [DEFAULT_DETECTOR], load, rhos=_numbers("rho", rho or ""))
+        models = load_lineup(model or [DEFAULT_DETECTOR], load, rhos=rhos)
         shown = pick_screen(screen, live=not isinstance(opened, Recorded), host=host, port=port, say=_say)
     except BaseException:
         opened.close()
         raise
-    _say_runtime(models[0])
-    with _kill_is_ctrl_c():
+    for first in {loaded.runtime: loaded for loaded in reversed(models)}.values():
+        _say_runtime(first)
+    with _first_signal_stops():
         result = run_demo(
             models,
             opened,
@@ -337,10 +346,12 @@ def demo(
             say=_say,
         )
     rate = "n/a" if result.fps is None else f"{result.fps:.1f}"
-    print(f"{result.frames} frames shown, {result.dropped} dropped, {rate} a second on {models[0].runtime}")
+    engines = ", ".join(dict.fromkeys(loaded.runtime for loaded in models))
+    _say(f"{result.frames} frames shown, {result.dropped} dropped, {rate} a second on {engines}")
     if len(result.models) > 1:
         for ran in result.models:
-            _print_model(ran)
+            _say_model(ran)
+    _leave_if_capture_hangs()
 
 
 @app.command()
@@ -703,28 +714,53 @@ def _load(
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # at once, also where the output goes to a file or another program
+    """Print at once, also into a file or another program; one that has gone is no reason to stop."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # Else the interpreter would try once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_model(ran: ModelStats) -> None:
+def _say_model(ran: ModelStats) -> None:
     rate = "n/a" if ran.fps is None else f"{ran.fps:.1f}"
     height, width = ran.input_hw
-    print(
+    _say(
         f"  {ran.model} alpha {ran.alpha:g} {width}x{height}: {ran.frames} frames, {rate} a second, "
-        f"network {ran.network_ms.p50:.1f} ms"
+        f"network {ran.network_ms.p50:.1f} ms on {ran.runtime}"
     )
 
 
 @contextmanager
-def _kill_is_ctrl_c() -> Iterator[None]:
-    """Let `kill` and a closed terminal end a recording as Ctrl-C does: with a file that plays."""
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: no SIGHUP
-    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+def _first_signal_stops() -> Iterator[None]:
+    """Let `kill` and a closed terminal end a recording as Ctrl-C does, and let none of them disturb the end.
+
+    What the caller has chosen to ignore, such as `nohup` a closed terminal, stays ignored.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_if_capture_hangs() -> None:
+    """End the process here if a camera or a stream still blocks its thread, which would crash the interpreter's end."""
+    from mnet_det.live.capture import THREAD_NAME
+
+    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _say_runtime(predictor: Predictor) -> None:

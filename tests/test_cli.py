@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,11 @@ from safetensors.torch import save_file
 from typer.main import get_command
 
 from mnet_det import catalogue, doctor
+from mnet_det.cli import _leave_if_capture_hangs as leave_if_capture_hangs
 from mnet_det.cli import app
 from mnet_det.doctor import Finding
 from mnet_det.errors import DownloadError
+from mnet_det.live.capture import THREAD_NAME
 
 Cli = Callable[..., Any]
 NUMBERS = [
@@ -111,6 +116,7 @@ def test_the_module_is_the_command() -> None:
         ["export", "best.pt", "--format", "onnx", "--images", "a", "--annotations", "a.json"],
         ["bench", "--alpha", "1,wide"],
         ["demo", "--score", "2"],
+        ["demo", "--rho", "1,0"],
     ],
     ids=" ".join,
 )
@@ -489,12 +495,59 @@ def test_demo_stops_after_the_frames_asked_for(cli: Cli, toy: Path, toy_model: P
     assert read(tmp_path / "stats.json")["frames"] == 5
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process in other ways")
+def test_demo_ends_well_by_kill_however_often_and_whoever_listens(toy: Path, toy_model: Path, tmp_path: Path) -> None:
+    """A second signal broke what the first had begun, nohup did not hold, and a reader who had gone ended the run."""
+    files = ["--record", str(tmp_path / "out.mp4"), "--stats", str(tmp_path / "stats.json")]
+    words = ["--model", str(toy_model), "--runtime", "openvino", "--screen", "browser", "--port", "0", *files]
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "mnet_det", "demo", str(toy / "clip.mp4"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # as nohup does
+    )
+    assert demo.stdout is not None
+    with demo:
+        assert demo.stdout.readline().startswith("watch at http://127.0.0.1:")
+        demo.stdout.close()
+        while not list(tmp_path.glob(".out*")):
+            assert demo.poll() is None
+            time.sleep(0.01)
+        demo.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        assert demo.poll() is None
+        demo.send_signal(signal.SIGTERM)
+        demo.send_signal(signal.SIGTERM)
+        _, complaint = demo.communicate(timeout=30)
+    assert (demo.returncode, complaint) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "stats.json"]
+    assert 0 < read(tmp_path / "stats.json")["frames"] < 180
+    assert cv2.VideoCapture(str(tmp_path / "out.mp4")).read()[0]
+
+
+def test_a_camera_that_hangs_does_not_crash_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    leave_if_capture_hangs()
+    assert ends == []
+    release = threading.Event()
+    hanging = threading.Thread(target=release.wait, name=f"{THREAD_NAME} of camera 0", daemon=True)
+    hanging.start()
+    leave_if_capture_hangs()
+    release.set()
+    hanging.join()
+    assert ends == [0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["gone.mp4", "--model", "MODEL"], "gone.mp4"),
+        (["99999999999", "--model", "MODEL"], "99999999999: no such file"),
         (["CLIP", "--model", "gone.onnx"], "gone.onnx: no such model file"),
-        (["CLIP", "--model", "MODEL", "--screen", "cinema"], "cinema"),
+        (["gone.mp4", "--screen", "cinema"], "cinema"),  # before anything is opened
+        (["gone.mp4", "--record", "clip.gif"], "clip.gif: not a kind of video"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -46,15 +46,15 @@ class StampedCamera:
         return 1 / self._interval_s
 
     def grab(self) -> bool:
-        """Wait for the next picture that is still to come."""
+        """Wait for the next picture; a reader who is late gets the latest at once."""
         elapsed_s = time.perf_counter() - self._start_s
         self._number = max(self._number + 1, int(elapsed_s / self._interval_s))
         time.sleep(max(0.0, self._start_s + self._number * self._interval_s - time.perf_counter()))
         return True
 
     def retrieve(self) -> tuple[bool, Image]:
-        """That picture, with the time in it."""
-        return True, stamped(self._picture, time.perf_counter())
+        """That picture, with its own time in it, however late it is fetched."""
+        return True, stamped(self._picture, self._start_s + self._number * self._interval_s)
 
     def release(self) -> None:
         """Nothing to let go of."""
@@ -167,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except MnetDetError as error:
         sys.exit(f"error: {error}")
+    if len(seen.lags_ms) < 3:
+        sys.exit(f"error: closed after {len(seen.lags_ms)} pictures; expected at least three")
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     print(
         f"{chosen.fps:g} frames a second, network at least {chosen.network_ms:g} ms, {len(seen.lags_ms)} pictures in "

@@ -258,7 +258,7 @@ class _Viewer(_Handler, WebSocketHandler):
                 await self.write_message({"ended": True})
                 self.close()
                 await self._gone.wait()
-        if self.ws_connection is not None and self.ws_connection.stream is not None:  # did not answer
+        if self.ws_connection is not None and self.ws_connection.stream is not None:  # it took in nothing at all
             self.ws_connection.stream.close()
 
     async def _feed(self) -> None:

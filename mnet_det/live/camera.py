@@ -14,7 +14,7 @@ import cv2
 from mnet_det.errors import SourceError
 from mnet_det.live.capture import SILENCE_S, Newest
 from mnet_det.live.device import Device
-from mnet_det.live.frame import Source, quiet_opencv
+from mnet_det.live.frame import Source
 
 LONGEST_BACK_OFF_S = 5.0
 
@@ -31,7 +31,7 @@ Wishes = dict[str, tuple[int, float]]
 
 def camera_index(word: str) -> int | None:
     """The number of a camera named by number, path or link (/dev/v4l/by-id/…); None for anything else."""
-    if word.isdecimal():
+    if re.fullmatch(r"\d{1,4}", word):  # OpenCV's numbers end with what an int can hold
         return int(word)
     match = re.fullmatch(r"/dev/video(\d+)", os.path.realpath(word))
     return int(match[1]) if match else None
@@ -80,8 +80,7 @@ def _connect(word: str, backend: int) -> Any | None:
     index = camera_index(word)  # each time: a link may lead to another number after the cable was out
     if index is None:
         return None
-    with quiet_opencv():
-        device = cv2.VideoCapture(index, backend)
+    device = cv2.VideoCapture(index, backend)
     if device.isOpened():
         return device
     device.release()

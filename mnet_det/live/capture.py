@@ -13,6 +13,8 @@ from mnet_det.live.frame import Frame, Source
 from mnet_det.live.recorded import Recorded
 from mnet_det.structures import Image
 
+THREAD_NAME = "capture"
+
 SILENCE_S = 2.0
 """A device without a picture for so long is waited for, and the viewer is told."""
 
@@ -114,7 +116,7 @@ class Newest:
         self._error: Exception | None = None
         self._arrival = threading.Condition()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=feed.name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{THREAD_NAME} of {feed.name}", daemon=True)
         self._thread.start()
 
     def read(self, *, timeout_s: float) -> Frame | None:
@@ -268,16 +270,6 @@ class ReadAhead:
         return None if time_s is None or image is None else (image, index, time_s)
 
 
-def play(
-    recorded: Recorded,
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Source:
+def play(recorded: Recorded) -> Source:
     """Play a file at its own speed from the first `read` on; what the reader has no time for is dropped."""
-    return Newest(Player(recorded, timeline=Timeline(clock), sleep=sleep))
-
-
-def read_ahead(recorded: Recorded) -> Source:
-    """Read every frame of a file, as fast as the reader goes."""
-    return ReadAhead(recorded)
+    return Newest(Player(recorded, timeline=Timeline()))

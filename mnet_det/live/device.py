@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 
 from mnet_det.live.capture import Feed, Timeline
-from mnet_det.live.frame import Frame, quiet_opencv, sane_fps, to_rgb
+from mnet_det.live.frame import Frame, sane_fps, to_rgb
 
 RETRY_S = 0.01
 """Between two failed grabs."""
@@ -83,8 +83,7 @@ class Device(Feed):
 
     def _grab(self, device: Any) -> tuple[Frame | None, bool]:
         """The next frame, None in a pause, and whether there was a picture."""
-        with quiet_opencv():
-            grabbed = device.grab()
+        grabbed = device.grab()
         captured_s, paused = self.timeline.now_s(), self.timeline.paused
         found, bgr = device.retrieve() if grabbed and not paused else (grabbed, None)
         if found:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,8 +22,8 @@ class Frame:
         image: RGB uint8 [H, W, 3].
         index: its place in the source, dropped frames counted.
         time_s: media time: seconds since the first frame, pauses left out.
-        read_s: when its pixels were in memory, or, of a file read ahead, when it was taken from there; like `due_s` a
-            stamp of `time.perf_counter`.
+        read_s: when its pixels were in memory, or, of a file, when it was given; like `due_s` a stamp of
+            `time.perf_counter`.
         due_s: when it should be seen: its turn when a file plays at its own speed, the moment of capture for a
             camera or a stream, else `read_s`.
     """
@@ -79,13 +78,9 @@ def to_rgb(bgr: Any) -> Image:
     return image
 
 
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV from telling about each interface that it tries in vain."""
+def silence_opencv() -> None:
+    """Keep OpenCV and FFmpeg, in this process, from telling of each interface tried in vain and each picture missed."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     # OpenCV 5 moved it.
     set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel
-    level = set_level(0)
-    try:
-        yield
-    finally:
-        set_level(level)
+    set_level(0)

@@ -96,6 +96,8 @@ def _models_in(folder: Path) -> list[str]:
     """The best checkpoint of a run, or of each run in a folder; else what exported files lie in it."""
     for pattern in ("best.pt", "*/best.pt", "**/best.pt", "*.onnx", "*.xml"):
         found = sorted(folder.glob(pattern))
+        if pattern == "*.xml":  # annotations end so, too
+            found = [file for file in found if file.with_suffix(".bin").is_file()]
         if found:
             return list(map(str, found))
     raise CheckpointError(

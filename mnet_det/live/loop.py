@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy as np
 from mnet_det.draw import draw_detections
 from mnet_det.errors import ConfigError, MnetDetError, SourceError
 from mnet_det.images import write_image
-from mnet_det.live.capture import play, read_ahead
+from mnet_det.live.capture import ReadAhead, play
 from mnet_det.live.controls import Command, Controls, Settings
 from mnet_det.live.frame import Frame, Source
 from mnet_det.live.lineup import ModelCard
@@ -77,17 +77,18 @@ def run_demo(
 
     Raises:
         ConfigError: a class that no model knows.
-        SourceError: the recording cannot be written, or would replace the source. What was recorded before is kept.
+        SourceError: the recording cannot be written, or something would replace the source. What was recorded and
+            measured before is kept.
     """
     with ExitStack() as stack:
         if isinstance(source, Recorded):
-            source = play(source) if screen.watched and not no_drop else read_ahead(source)
+            source = play(source) if screen.watched and not no_drop else ReadAhead(source)
         stack.callback(source.close)
         stack.callback(screen.close)
         cards = [ModelCard.of(model) for model in models]
         _require_known(classes, cards)
-        if record is not None:
-            _require_another_file(record, source)
+        for file in (record, stats):
+            _require_another_file(file, source)
         detector = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="detector"))
         settings = Settings(score=score, nms=nms, classes=tuple(classes), mirror=mirror)
         demo = _Demo(
@@ -101,10 +102,11 @@ def run_demo(
                 demo.turn()
         except KeyboardInterrupt:
             say("stopped")
-        result = demo.stats()
+        finally:
+            result = demo.stats()
+            if stats is not None and result.frames:
+                result.write(stats)
         demo.fill_recording(result.read)  # frames dropped after the last one shown
-    if stats is not None:
-        result.write(stats)
     return result
 
 
@@ -148,6 +150,7 @@ class _Demo:
         self._pending: Future[_Look | None] | None = None
         self._look: _Look | None = None
         self._picture: Image | None = None
+        self._unseen: _Look | None = None
         self._paused_s = 0.0
         self._heard_s = 0.0
         self._recorder: Recorder | None = None
@@ -173,6 +176,8 @@ class _Demo:
             self._start_looking()
         if look is not None:
             self._show(look)
+        elif self._unseen is not None and self._screen.wants_pictures:  # a viewer who came while nothing does
+            self._show_picture(self._unseen)
         self._keep_clip_going()
         self._tell_silence()
         for command in self._screen.poll(self._status()):
@@ -206,8 +211,7 @@ class _Demo:
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.close()
-            if recorder.frames:
-                self._tell(f"recorded {recorder.path}")
+            self._tell(f"recorded {recorder.path}" if recorder.frames else "nothing came that could be recorded")
 
     def _start_looking(self) -> None:
         """Let the detector look at the next frame, or, in a pause, once more at the last one if that was asked for."""
@@ -229,10 +233,15 @@ class _Demo:
         return done.result()
 
     def _show(self, look: _Look) -> None:
+        self._unseen = look
         if self._screen.wants_pictures:
-            self._screen.show(self._draw(look), self._status())
+            self._show_picture(look)
         if not look.again:
             self._count(look, shown_s=time.perf_counter())
+
+    def _show_picture(self, look: _Look) -> None:
+        self._screen.show(self._draw(look), self._status())
+        self._unseen = None
 
     def _count(self, look: _Look, *, shown_s: float) -> None:
         names = self._cards[look.settings.model].class_names
@@ -270,17 +279,21 @@ class _Demo:
         return self._picture
 
     def _status(self) -> Status:
-        settings = self._controls.settings
+        settings, waiting = self._controls.settings, self._source.waiting
         noted = self._note if time.perf_counter() < self._note_until_s else None
+        model = settings.model if self._look is None else self._look.settings.model
+        readings = self._tally.readings(dropped=self._source.dropped, model=model)
+        if waiting is not None:
+            readings = replace(readings, fps=None, latency_ms=None, network_ms=None)
         return Status(
             source=self._source.name,
             models=self._cards,
-            model=settings.model if self._look is None else self._look.settings.model,
+            model=model,
             settings=settings,
-            readings=self._tally.readings(dropped=self._source.dropped),
+            readings=readings,
             paused=self._controls.paused,
             recording=None if self._recorder is None else self._recorder.path.name,
-            note=self._source.waiting or noted,
+            note=waiting or noted,
         )
 
     def _obey(self, command: Command) -> None:
@@ -364,10 +377,10 @@ def _require_known(classes: Sequence[str], cards: Sequence[ModelCard]) -> None:
             raise ConfigError(f"classes: no model knows {name!r}; {hint}")
 
 
-def _require_another_file(record: Path, source: Source) -> None:
+def _require_another_file(file: Path | None, source: Source) -> None:
     played = Path(source.name)
-    if played.is_file() and record.is_file() and record.samefile(played):
-        raise SourceError(f"{record}: this is the file that is played; give the recording another name")
+    if file is not None and played.is_file() and file.is_file() and file.samefile(played):
+        raise SourceError(f"{file}: this is the file that is played; nothing else can be written there")
 
 
 def _free_name(suffix: str) -> Path:

@@ -11,6 +11,16 @@ from mnet_det.live.window import WindowScreen, why_no_window
 SCREENS = ("auto", "window", "browser", "none")
 
 
+def require_screen(word: str) -> None:
+    """Refuse a word that means no screen.
+
+    Raises:
+        MnetDetError: it does not.
+    """
+    if word not in SCREENS:
+        raise MnetDetError(f"screen: got {word!r}, expected {', '.join(SCREENS[:-1])} or {SCREENS[-1]}")
+
+
 def pick_screen(
     word: str,
     *,
@@ -26,14 +36,13 @@ def pick_screen(
             and none for a file, which then runs through as fast as it can.
         live: the source is live.
         host: the address that the page is served at.
-        port: its port; a free one near the usual unless given.
+        port: its port; the usual one, or if that is taken any that is free, unless given.
         say: told in a line why "auto" found no window, where the page is, or which keys there are.
 
     Raises:
         MnetDetError: no such screen, a window that cannot be opened, or a page that cannot be served.
     """
-    if word not in SCREENS:
-        raise MnetDetError(f"screen: got {word!r}, expected {', '.join(SCREENS[:-1])} or {SCREENS[-1]}")
+    require_screen(word)
     if word in ("auto", "window"):
         reason = why_no_window()
         if reason is None:

@@ -10,7 +10,7 @@ import cv2
 
 from mnet_det.errors import DataError, SourceError
 from mnet_det.images import list_images, read_image
-from mnet_det.live.frame import quiet_opencv, sane_fps, to_rgb
+from mnet_det.live.frame import sane_fps, to_rgb
 from mnet_det.structures import Image
 
 FOLDER_FPS = 1.0
@@ -150,8 +150,7 @@ def open_video(path: Path) -> VideoFile:
             f"{path}: no such file; expected a camera's number such as 0, a video file, a folder of images or a "
             "stream's address such as rtsp://…"
         )
-    with quiet_opencv():
-        video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(str(path))
     # FFmpeg renders plain text as a film of a terminal.
     if not video.isOpened() or video.get(cv2.CAP_PROP_FOURCC) == cv2.VideoWriter.fourcc(*"ansi"):
         video.release()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import cv2
 
@@ -17,6 +16,16 @@ from mnet_det.structures import Image
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 """What each kind of file is coded with; the last one is OpenCV's own and works where nothing else does."""
+
+
+def require_video(path: Path) -> None:
+    """Refuse a name that does not end like a kind of video that can be written.
+
+    Raises:
+        SourceError: it does not.
+    """
+    if path.suffix.lower() not in CODECS:
+        raise SourceError(f"{path}: not a kind of video that can be written; known: {', '.join(CODECS)}")
 
 
 class Recorder:
@@ -37,8 +46,7 @@ class Recorder:
         Raises:
             SourceError: the suffix is not that of a known kind of video.
         """
-        if path.suffix.lower() not in CODECS:
-            raise SourceError(f"{path}: not a kind of video that can be written; known: {', '.join(CODECS)}")
+        require_video(path)
         self.path = path
         self.frames = 0
         self._fps = fps
@@ -94,14 +102,6 @@ class Recorder:
         except OSError as error:
             raise SourceError(f"{self.path}: cannot be written ({error.strerror}); see {temporary}") from None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def _temporary(self) -> Path:
         """Hidden, beside the file, and with its suffix, from which OpenCV picks the container."""
@@ -112,8 +112,9 @@ class Recorder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SourceError(f"{self.path}: cannot be written ({error.strerror})") from None
-        asked = self.path
-        for path in dict.fromkeys((asked, asked.with_suffix(".avi"))):
+        asked, instead = self.path, self.path.with_suffix(".avi")
+        # Nobody has asked to replace a file of that other name.
+        for path in (asked,) if instead == asked or instead.exists() else (asked, instead):
             self.path = path
             code = cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()])
             video = cv2.VideoWriter(str(self._temporary), code, self._fps, self._size_hw[::-1])

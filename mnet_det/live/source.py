@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from mnet_det.errors import SourceError
 from mnet_det.images import SUFFIXES
 from mnet_det.live.camera import camera_index, open_camera
-from mnet_det.live.frame import Source
+from mnet_det.live.frame import Source, silence_opencv
 from mnet_det.live.recorded import ImageFolder, Recorded, open_video
 from mnet_det.live.stream import is_address, open_stream
 
@@ -38,8 +37,7 @@ def open_source(
     Raises:
         SourceError: it cannot be opened, or there is no frame in it.
     """
-    # FFmpeg's own lines about a damaged file; the SourceError says it once.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    silence_opencv()  # what is wrong is said once, by ours
     if camera_index(word) is not None:
         return open_camera(word, width=width, height=height, fps=fps, fourcc=fourcc, api=api, say=say)
     if is_address(word):

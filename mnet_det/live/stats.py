@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -108,47 +109,56 @@ class Stats:
 
 
 class Tally:
-    """Adds up a run, frame by frame."""
+    """Adds up a run, frame by frame, in memory that does not grow with it."""
 
     def __init__(self, *, started_s: float) -> None:
         self.frames = 0
         self._started_s = started_s
         self._first_frame_s: float | None = None
         self._left_out_s = 0.0
-        self._shown_s = array("d")
-        self._network_ms = array("d")
-        self._end_to_end_ms = array("d")
-        self._lag_ms = array("d")
-        self._model = array("i")
-        self._since_switch = 0
+        self._first_shown_s = self._last_shown_s = 0.0
+        self._network_ms, self._end_to_end_ms, self._lag_ms = Sample(), Sample(), Sample()
+        self._models: dict[int, _ModelTally] = {}
+        self._model: int | None = None
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT)  # shown s, lag ms, network ms
         self._detections: Counter[str] = Counter()
 
     def add(self, frame: Frame, classes: Sequence[str], *, shown_s: float, network_ms: float, model: int = 0) -> None:
         """Count a frame with objects of these classes, shown at a stamp of the clock that stamped it."""
+        at_s = shown_s - self._left_out_s
+        lag_ms = (shown_s - frame.due_s) * 1000
         if self._first_frame_s is None:
             self._first_frame_s = shown_s - self._started_s
-        if self._model and self._model[-1] != model:
-            self._since_switch = 0
+            self._first_shown_s = at_s
+        its = self._models.setdefault(model, _ModelTally())
+        if self._model == model:
+            its.steps += 1
+            its.steps_s += at_s - self._last_shown_s
+        else:
+            self._recent.clear()
         self.frames += 1
-        self._since_switch += 1
-        self._shown_s.append(shown_s - self._left_out_s)
-        self._network_ms.append(network_ms)
-        self._end_to_end_ms.append((shown_s - frame.read_s) * 1000)
-        self._lag_ms.append((shown_s - frame.due_s) * 1000)
-        self._model.append(model)
+        its.frames += 1
+        self._model, self._last_shown_s = model, at_s
+        self._recent.append((at_s, lag_ms, network_ms))
+        for sample, value in (
+            *((self._network_ms, network_ms), (self._lag_ms, lag_ms)),
+            *((its.network_ms, network_ms), (its.lag_ms, lag_ms)),
+            (self._end_to_end_ms, (shown_s - frame.read_s) * 1000),
+        ):
+            sample.add(value)
         self._detections.update(classes)
 
     def leave_out(self, pause_s: float) -> None:
         """Leave a pause of so many seconds out of the frame rate."""
         self._left_out_s += pause_s
 
-    def readings(self, *, dropped: int) -> Readings:
-        """The meters: the latest frames, of the latest model alone."""
-        recent = slice(self.frames - min(RECENT, self._since_switch), None)
+    def readings(self, *, dropped: int, model: int = 0) -> Readings:
+        """The meters: the latest frames, of a model whose frame was the last one."""
+        recent = self._recent if model == self._model else ()
         return Readings(
-            fps=rate(self._shown_s[recent]),
-            latency_ms=_median(self._lag_ms[recent]),
-            network_ms=_median(self._network_ms[recent]),
+            fps=rate([shown_s for shown_s, _, _ in recent]),
+            latency_ms=_median([lag_ms for _, lag_ms, _ in recent]),
+            network_ms=_median([network_ms for _, _, network_ms in recent]),
             dropped=dropped,
             frames=self.frames,
         )
@@ -159,31 +169,56 @@ class Tally:
             frames=self.frames,
             read=self.frames + dropped,
             dropped=dropped,
-            fps=rate(self._shown_s),
-            network_ms=Spread.of(self._network_ms),
-            end_to_end_ms=Spread.of(self._end_to_end_ms),
-            lag_ms=Spread.of(self._lag_ms),
+            fps=_fps(self.frames - 1, self._last_shown_s - self._first_shown_s),
+            network_ms=Spread.of(self._network_ms.values),
+            end_to_end_ms=Spread.of(self._end_to_end_ms.values),
+            lag_ms=Spread.of(self._lag_ms.values),
             first_frame_s=self._first_frame_s,
             detections=dict(self._detections.most_common()),
-            models=[self._stats_of(model, card) for model, card in enumerate(cards) if model in self._model],
+            models=[_model_stats(cards[model], self._models[model]) for model in sorted(self._models)],
         )
 
-    def _stats_of(self, model: int, card: ModelCard) -> ModelStats:
-        its = np.array(self._model) == model
-        steps_s = np.diff(self._shown_s)[its[1:] & its[:-1]]
-        total_s = float(steps_s.sum())
-        return ModelStats(
-            model=card.name,
-            alpha=card.alpha,
-            input_hw=card.input_hw,
-            precision=card.precision,
-            runtime=card.runtime,
-            threads=card.threads,
-            frames=int(its.sum()),
-            fps=len(steps_s) / total_s if total_s > 0 else None,
-            network_ms=Spread.of(np.array(self._network_ms)[its]),
-            lag_ms=Spread.of(np.array(self._lag_ms)[its]),
-        )
+
+class Sample:
+    """Values of which percentiles are asked: all of them at first, an even sample later (Vitter 1985, algorithm R)."""
+
+    def __init__(self, most: int = 50_000) -> None:
+        self.values = array("d")
+        self._most = most
+        self._seen = 0
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        """Take a value into account."""
+        self._seen += 1
+        if len(self.values) < self._most:
+            self.values.append(value)
+        elif (place := self._random.randrange(self._seen)) < self._most:
+            self.values[place] = value
+
+
+@dataclass
+class _ModelTally:
+    frames: int = 0
+    steps: int = 0
+    steps_s: float = 0.0
+    network_ms: Sample = field(default_factory=Sample)
+    lag_ms: Sample = field(default_factory=Sample)
+
+
+def _model_stats(card: ModelCard, tally: _ModelTally) -> ModelStats:
+    return ModelStats(
+        model=card.name,
+        alpha=card.alpha,
+        input_hw=card.input_hw,
+        precision=card.precision,
+        runtime=card.runtime,
+        threads=card.threads,
+        frames=tally.frames,
+        fps=_fps(tally.steps, tally.steps_s),
+        network_ms=Spread.of(tally.network_ms.values),
+        lag_ms=Spread.of(tally.lag_ms.values),
+    )
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -193,6 +228,8 @@ def _median(values: Sequence[float]) -> float | None:
 
 def rate(stamps_s: Sequence[float]) -> float | None:
     """Events per second; n stamps span n - 1 intervals, so that one alone has no rate."""
-    if len(stamps_s) < 2 or stamps_s[-1] <= stamps_s[0]:
-        return None
-    return (len(stamps_s) - 1) / (stamps_s[-1] - stamps_s[0])
+    return _fps(len(stamps_s) - 1, stamps_s[-1] - stamps_s[0]) if stamps_s else None
+
+
+def _fps(intervals: int, seconds: float) -> float | None:
+    return intervals / seconds if intervals > 0 and seconds > 0 else None

@@ -12,7 +12,7 @@ import cv2
 from mnet_det.errors import SourceError
 from mnet_det.live.capture import Newest
 from mnet_det.live.device import Device
-from mnet_det.live.frame import Source, quiet_opencv
+from mnet_det.live.frame import Source
 from mnet_det.live.recorded import Recorded, VideoFile
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
@@ -76,8 +76,7 @@ def _connect(address: str) -> Any | None:
         cv2.CAP_PROP_READ_TIMEOUT_MSEC: limit_ms,
         cv2.CAP_PROP_N_THREADS: 1,  # each thread of the decoder holds back one frame
     }
-    with quiet_opencv():
-        device = cv2.VideoCapture(address, cv2.CAP_FFMPEG, [number for pair in settings.items() for number in pair])
+    device = cv2.VideoCapture(address, cv2.CAP_FFMPEG, [number for pair in settings.items() for number in pair])
     if device.isOpened():
         return device
     device.release()

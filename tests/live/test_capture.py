@@ -12,7 +12,7 @@ import pytest
 from mnet_det.errors import DataError
 from mnet_det.images import write_image
 from mnet_det.live import capture
-from mnet_det.live.capture import Feed, Newest, Player, Timeline, play, read_ahead
+from mnet_det.live.capture import Feed, Newest, Player, ReadAhead, Timeline, play
 from mnet_det.live.frame import Frame
 from mnet_det.live.recorded import ImageFolder, Recorded, open_video
 
@@ -376,7 +376,7 @@ def test_closing_a_played_file_counts_nothing_as_dropped():
 
 def test_read_ahead_gives_every_frame_to_any_reader():
     book = FlipBook(6, fps=1.0)
-    source = read_ahead(book)
+    source = ReadAhead(book)
     frames = []
     while not source.ended:
         before_s = time.perf_counter()
@@ -393,7 +393,7 @@ def test_read_ahead_gives_every_frame_to_any_reader():
 
 def test_read_ahead_decodes_one_frame_while_the_reader_is_busy():
     book = FlipBook(6)
-    source = read_ahead(book)
+    source = ReadAhead(book)
     source.read(timeout_s=WAIT_S)
     time.sleep(0.05)
     assert book.taken == [0, 1]
@@ -402,7 +402,7 @@ def test_read_ahead_decodes_one_frame_while_the_reader_is_busy():
 
 def test_read_ahead_waits_no_longer_than_asked():
     ready = threading.Event()
-    source = read_ahead(FlipBook(1, decode=ready.wait))
+    source = ReadAhead(FlipBook(1, decode=ready.wait))
     assert source.read(timeout_s=0.01) is None
     assert not source.ended
     ready.set()
@@ -410,7 +410,7 @@ def test_read_ahead_waits_no_longer_than_asked():
     source.close()
 
 
-@pytest.mark.parametrize("start", [play, read_ahead])
+@pytest.mark.parametrize("start", [play, ReadAhead])
 def test_broken_image_of_a_folder_reaches_the_reader(tmp_path, monkeypatch, start):
     monkeypatch.setattr("mnet_det.live.recorded.FOLDER_FPS", 50.0)
     write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
@@ -422,7 +422,7 @@ def test_broken_image_of_a_folder_reaches_the_reader(tmp_path, monkeypatch, star
     source.close()
 
 
-@pytest.mark.parametrize("start", [play, read_ahead])
+@pytest.mark.parametrize("start", [play, ReadAhead])
 def test_video_is_given_whole(make_clip, start):
     source = start(open_video(make_clip(8, fps=50.0)))
     frames = read_all(source)

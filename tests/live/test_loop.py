@@ -123,12 +123,20 @@ def test_ctrl_c_keeps_the_recording_and_the_stats(make_clip, make_predictor, tmp
     assert sorted(path.name for path in record.parent.iterdir()) == ["clip.mp4", "stats.json"]
 
 
-def test_recording_never_replaces_the_film_that_is_played(make_clip, make_predictor):
+@pytest.mark.parametrize("what", ["record", "stats"])
+def test_nothing_replaces_the_film_that_is_played(make_clip, make_predictor, what):
     clip = make_clip(4)
     before = clip.read_bytes()
     with pytest.raises(SourceError, match="this is the file that is played"):
-        run_demo([make_predictor()], open_source(str(clip)), NoScreen(), record=clip.parent / "." / clip.name)
+        run_demo([make_predictor()], open_source(str(clip)), NoScreen(), **{what: clip.parent / "." / clip.name})
     assert clip.read_bytes() == before
+
+
+def test_error_keeps_what_was_measured(make_clip, make_predictor, tmp_path):
+    predictor = make_predictor(interrupt_at(3, RuntimeError))
+    with pytest.raises(RuntimeError):
+        run_demo([predictor], open_source(str(make_clip(8))), NoScreen(), stats=tmp_path / "stats.json")
+    assert json.loads((tmp_path / "stats.json").read_text())["frames"] == 2
 
 
 @pytest.mark.parametrize(("number", "frames"), [(1, None), (3, 2)])
@@ -157,10 +165,12 @@ def test_viewer_can_end_it(make_clip, make_predictor, make_screen, ending):
 
 
 def test_pause_shows_nothing_new_and_drops_nothing(make_clip, make_predictor, make_screen):
-    screen = make_screen("pause", None, None, None, None, None, "pause")  # six turns of at least 20 ms
+    screen = make_screen("pause", *[None] * 20, "pause")  # 21 turns of at least 20 ms
     stats = run_demo([make_predictor()], open_source(str(make_clip(4, fps=20))), screen)
     assert stats.frames + stats.dropped == 4
-    assert stats.frames >= 3  # counted in, the 120 ms would make two of these 50 ms frames late
+    assert stats.frames >= 3  # counted in, the 420 ms would make all but the first of these 50 ms frames late
+    paused = [status for status in screen.statuses if status.paused]
+    assert len(paused) <= 1  # one may have been on its way
 
 
 def test_settings_act_on_the_picture_of_a_pause_which_counts_once(make_clip, make_predictor, make_screen):
@@ -202,6 +212,17 @@ def test_viewer_records_a_part(make_clip, make_predictor, make_screen, tmp_path,
     np.testing.assert_allclose([frame[50:, 50:, 0].mean() for frame in frames], (20, 30, 40), atol=6)
     assert [status.recording for status in screen.statuses[1:6]] == [None, *["mnet-det-now.mp4"] * 3, None]
     assert said == ["recorded mnet-det-now.mp4"]
+
+
+def test_recording_of_nothing_says_so(make_clip, make_predictor, make_screen, tmp_path, monkeypatch):
+    clip = make_clip(4)
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    screen, said = make_screen("pause", None, None, "record", "record", "pause"), []
+    run_demo([make_predictor()], open_source(str(clip)), screen, no_drop=True, say=said.append)
+    assert said == ["nothing came that could be recorded"]
+    assert not list(folder.iterdir())
 
 
 def test_recording_that_cannot_begin_does_not_end_the_demo(
@@ -274,6 +295,37 @@ def test_models_are_switched_live_and_counted_each(make_clip, make_predictor, ma
     assert [status.model for status in screen.statuses] == ran
     assert [(model.alpha, model.frames) for model in stats.models] == [(1.0, 5), (0.5, 5)]
     assert [card.alpha for card in screen.last.models] == [1.0, 0.5]
+    # The first picture of a model is shown before it is measured, and never with the other one's numbers.
+    first = [
+        now for before, now in zip(screen.statuses, screen.statuses[1:], strict=False) if before.model != now.model
+    ]
+    assert [status.readings.network_ms for status in first] == [None] * 3
+
+
+def test_meters_of_a_model_seen_in_a_pause_alone_are_not_the_other_one_s(make_clip, make_predictor, make_screen):
+    screen = make_screen(None, "pause", "next_model", *[None] * 10, "quit")
+    run_demo([make_predictor(), make_predictor()], open_source(str(make_clip(8))), screen, no_drop=True)
+    assert (screen.last.model, screen.last.readings.network_ms) == (1, None)
+
+
+def test_viewer_who_comes_late_sees_the_latest_picture(make_clip, make_predictor, make_screen):
+    """While nothing came from the source, a new viewer saw a picture of long ago."""
+    screen = make_screen("pause", *[None] * 10, "quit")
+    screen.wants_pictures = False
+    poll = screen.poll
+
+    def poll_as_if_seen(status):
+        if status.readings.frames == 3 and not status.paused:
+            return [Command("pause")]
+        if status.paused and not screen.shown:
+            screen.wants_pictures = True
+            return []
+        return [Command("quit")] if screen.shown else poll(status)
+
+    screen.poll = poll_as_if_seen
+    run_demo([make_predictor()], open_source(str(make_clip(8))), screen, no_drop=True)
+    assert screen.shown[0][50, 50, 0] == pytest.approx(30, abs=6)  # frame 3, which was on its way; RGB (10 i, 0, 200)
+    assert len(screen.shown) == 1
 
 
 def test_mirror_turns_the_picture_before_the_network_looks(make_predictor, make_screen, tmp_path):
@@ -339,12 +391,12 @@ class SilentCamera(FakeCamera):
 
 def test_silence_of_a_camera_is_told_and_the_clip_goes_on(make_predictor, make_screen, tmp_path, read_clip):
     camera, screen = SilentCamera(), make_screen()
-    seen = []
+    seen: dict[str | None, float | None] = {}
     poll = screen.poll
-    screen.poll = lambda status: seen.append(status.note) or poll(status)
+    screen.poll = lambda status: seen.update({status.note: status.readings.network_ms}) or poll(status)
     said: list[str] = []
     run_demo([make_predictor()], camera, screen, record=tmp_path / "out.avi", say=said.append)
-    assert "camera 0: no picture" in seen
+    assert seen["camera 0: no picture"] is None  # old numbers are no numbers
     assert said == ["camera 0: no picture", "camera 0 is back", f"recorded {tmp_path / 'out.avi'}"]
     frames = read_clip(tmp_path / "out.avi")[1]
     assert len(frames) == pytest.approx(0.5 * 20, abs=4)  # the time that passed, at 20 a second

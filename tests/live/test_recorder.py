@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def grey(value: int, hw: tuple[int, int] = (64, 96)) -> np.ndarray:
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".mov"])
 def test_clip_has_the_frames_and_the_rate_it_was_given(tmp_path, read_clip, suffix):
     path = tmp_path / f"clip{suffix}"
-    with Recorder(path, fps=12.5) as recording:
+    with closing(Recorder(path, fps=12.5)) as recording:
         for index in range(7):
             recording.write(grey(20 * index), index=index)
         assert not path.exists()  # only under its temporary name so far
@@ -29,7 +31,7 @@ def test_clip_has_the_frames_and_the_rate_it_was_given(tmp_path, read_clip, suff
 
 
 def test_gap_repeats_the_last_picture_and_a_taken_number_is_passed_over(tmp_path, read_clip):
-    with Recorder(tmp_path / "clip.avi", fps=10) as recording:
+    with closing(Recorder(tmp_path / "clip.avi", fps=10)) as recording:
         recording.write(grey(50), index=1)  # frame 0 never came: it looks like the first that did
         recording.write(grey(99), index=1)  # a camera faster than the clip
         recording.write(grey(200), index=4)
@@ -39,13 +41,13 @@ def test_gap_repeats_the_last_picture_and_a_taken_number_is_passed_over(tmp_path
 
 
 def test_colours_survive(tmp_path, read_clip):
-    with Recorder(tmp_path / "clip.avi", fps=10) as recording:
+    with closing(Recorder(tmp_path / "clip.avi", fps=10)) as recording:
         recording.write(np.full((64, 96, 3), (200, 40, 0), np.uint8), index=0)
     np.testing.assert_allclose(read_clip(tmp_path / "clip.avi")[1][0].mean((0, 1)), (200, 40, 0), atol=6)
 
 
 def test_picture_of_another_size_is_fitted_into_the_first(tmp_path, read_clip):
-    with Recorder(tmp_path / "clip.avi", fps=10) as recording:
+    with closing(Recorder(tmp_path / "clip.avi", fps=10)) as recording:
         recording.write(grey(0), index=0)
         recording.write(grey(255, (128, 64)), index=1)
     frames = read_clip(tmp_path / "clip.avi")[1]
@@ -57,7 +59,7 @@ def test_picture_of_another_size_is_fitted_into_the_first(tmp_path, read_clip):
 
 def test_recording_is_kept_when_the_run_fails(tmp_path, read_clip):
     def record() -> None:
-        with Recorder(tmp_path / "clip.mp4", fps=10) as recording:
+        with closing(Recorder(tmp_path / "clip.mp4", fps=10)) as recording:
             recording.write(grey(9), index=0)
             raise KeyboardInterrupt
 
@@ -67,7 +69,7 @@ def test_recording_is_kept_when_the_run_fails(tmp_path, read_clip):
 
 
 def test_nothing_is_written_without_a_picture(tmp_path):
-    with Recorder(tmp_path / "clip.mp4", fps=10):
+    with closing(Recorder(tmp_path / "clip.mp4", fps=10)):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -75,7 +77,7 @@ def test_nothing_is_written_without_a_picture(tmp_path):
 def test_missing_codec_falls_back_to_avi_and_says_so(tmp_path, monkeypatch, read_clip):
     monkeypatch.setitem(recorder.CODECS, ".mp4", "zzzz")
     said: list[str] = []
-    with Recorder(tmp_path / "clip.mp4", fps=10, say=said.append) as recording:
+    with closing(Recorder(tmp_path / "clip.mp4", fps=10, say=said.append)) as recording:
         recording.write(grey(9), index=0)
     assert recording.path == tmp_path / "clip.avi"
     assert said == [
@@ -85,6 +87,17 @@ def test_missing_codec_falls_back_to_avi_and_says_so(tmp_path, monkeypatch, read
     assert list(tmp_path.iterdir()) == [recording.path]
 
 
+def test_fallback_replaces_no_file_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(recorder.CODECS, ".mp4", "zzzz")
+    (tmp_path / "clip.avi").write_text("another film")
+    with (
+        pytest.raises(SourceError, match=r"clip\.mp4: cannot be written"),
+        closing(Recorder(tmp_path / "clip.mp4", fps=10)) as recording,
+    ):
+        recording.write(grey(9), index=0)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["another film"]
+
+
 def test_unknown_kind_of_file_is_refused_at_once(tmp_path):
     with pytest.raises(SourceError, match=r"clip\.gif: not a kind of video that can be written; known: \.mp4"):
         Recorder(tmp_path / "clip.gif", fps=10)
@@ -92,5 +105,8 @@ def test_unknown_kind_of_file_is_refused_at_once(tmp_path):
 
 def test_place_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SourceError, match="cannot be written"), Recorder(tmp_path / "file/clip.mp4", fps=10) as clip:
+    with (
+        pytest.raises(SourceError, match="cannot be written"),
+        closing(Recorder(tmp_path / "file/clip.mp4", fps=10)) as clip,
+    ):
         clip.write(grey(0), index=0)

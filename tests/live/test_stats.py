@@ -10,7 +10,7 @@ import pytest
 from mnet_det.errors import MnetDetError
 from mnet_det.live.frame import Frame
 from mnet_det.live.lineup import ModelCard
-from mnet_det.live.stats import Spread, Tally, rate
+from mnet_det.live.stats import Sample, Spread, Tally, rate
 
 
 def frame(index: int, *, read_s: float, due_s: float) -> Frame:
@@ -58,7 +58,7 @@ def test_pause_is_left_out_of_the_rate():
         tally.add(frame(0, read_s=shown_s, due_s=shown_s), [], shown_s=shown_s, network_ms=1.0)
     tally.leave_out(60.0)
     tally.add(frame(0, read_s=61.2, due_s=61.2), [], shown_s=61.2, network_ms=1.0)
-    assert tally.stats([], dropped=0).fps == pytest.approx(10.0)
+    assert tally.stats([card(1.0)], dropped=0).fps == pytest.approx(10.0)
     assert tally.readings(dropped=0).fps == pytest.approx(10.0)
 
 
@@ -81,16 +81,30 @@ def test_meters_begin_anew_with_another_model_and_each_has_its_own_numbers():
         at = frame(index, read_s=shown_s - 0.02, due_s=shown_s - 0.03)
         tally.add(at, [], shown_s=shown_s, network_ms=network_ms, model=model)
         if index == 5:
-            readings = tally.readings(dropped=0)
+            readings = tally.readings(dropped=0, model=1)
             assert (readings.fps, readings.network_ms) == (pytest.approx(20.0), 4.0)
             assert readings.latency_ms == pytest.approx(30.0)
     readings = tally.readings(dropped=0)
     assert (readings.fps, readings.network_ms) == (None, 9.0)  # one frame has no rate yet
+    asked_for = tally.readings(dropped=0, model=1)  # of which no frame was counted since
+    assert (asked_for.fps, asked_for.latency_ms, asked_for.network_ms) == (None, None, None)
     wide, narrow = tally.stats([card(1.0), card(0.5), card(0.25)], dropped=0).models  # the third never ran
     assert (wide.alpha, wide.frames, wide.fps) == (1.0, 4, pytest.approx(10.0))  # 2 intervals in 0.2 s
     assert (narrow.alpha, narrow.frames, narrow.fps) == (0.5, 3, pytest.approx(20.0))
     assert (wide.network_ms.p50, narrow.network_ms.p95) == (8.0, 4.0)
     assert narrow.lag_ms.p50 == pytest.approx(30.0)
+
+
+def test_sample_is_all_values_at_first_and_an_even_part_of_them_later():
+    sample = Sample(most=1000)
+    for value in range(1000):
+        sample.add(value)
+    assert list(sample.values) == list(range(1000))
+    for value in range(1000, 100_000):
+        sample.add(value)
+    assert len(sample.values) == 1000
+    # Uniform on 0 to 100,000: the standard error of the median is 50,000 / sqrt(1000), 1.6 % of the range.
+    assert Spread.of(sample.values).p50 == pytest.approx(50_000, abs=6_000)
 
 
 def test_written_stats_have_the_documented_keys(tmp_path):

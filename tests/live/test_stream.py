@@ -15,7 +15,7 @@ import pytest
 
 from mnet_det.errors import SourceError
 from mnet_det.live import device, stream
-from mnet_det.live.capture import read_ahead
+from mnet_det.live.capture import ReadAhead
 from mnet_det.live.recorded import Recorded
 from mnet_det.live.stream import open_stream, without_secrets
 
@@ -148,7 +148,7 @@ def test_video_at_an_address_ends_like_a_file(serve, make_clip):
     video = open_stream(address, say=lambda line: None)
     assert isinstance(video, Recorded)
     assert (video.name, video.fps) == (address, 20.0)
-    source = read_ahead(video)
+    source = ReadAhead(video)
     frames = []
     while not source.ended:
         if (frame := source.read(timeout_s=WAIT_S)) is not None:
