@@ -15,7 +15,7 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
@@ -316,10 +316,11 @@ def demo(
 
     rhos = _numbers("rho", rho or "")
     if not all(0 < value < 10 for value in rhos):
-        raise typer.BadParameter(f"--rho {rho}: expected numbers above 0, such as 1,0.5")
+        raise typer.BadParameter(f"--rho {rho}: expected numbers between 0 and 10, such as 1,0.5")
     require_screen(screen)
     if record is not None:
         require_video(record)
+    _require_apart(inputs=[source, *(model or [])], outputs=[record, stats])
     opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api, say=_say)
     try:
         models = load_lineup(model or [DEFAULT_DETECTOR], load, rhos=rhos)
@@ -329,7 +330,7 @@ def demo(
         raise
     for first in {loaded.runtime: loaded for loaded in reversed(models)}.values():
         _say_runtime(first)
-    with _first_signal_stops():
+    with _signals_stop() as stop:
         result = run_demo(
             models,
             opened,
@@ -343,6 +344,7 @@ def demo(
             no_drop=no_drop,
             stats=stats,
             started=PROCESS_START,
+            stop=stop,
             say=_say,
         )
     rate = "n/a" if result.fps is None else f"{result.fps:.1f}"
@@ -732,26 +734,32 @@ def _say_model(ran: ModelStats) -> None:
 
 
 @contextmanager
-def _first_signal_stops() -> Iterator[None]:
-    """Let `kill` and a closed terminal end a recording as Ctrl-C does, and let none of them disturb the end.
+def _signals_stop() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C, `kill` and a closed terminal end the demo between two frames, however many of them come.
 
-    What the caller has chosen to ignore, such as `nohup` a closed terminal, stays ignored.
+    Yields:
+        Whether one came.
     """
-
-    def stop(number: int, frame: object) -> None:
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, stop)
+    came: list[int] = []  # appending is safe wherever a handler interrupts
+    numbers = [signal.SIGINT, signal.SIGTERM]  # also where a shell ignores the first: it does for a script's jobs
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # else by nohup
+        numbers.append(hangup)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
-        yield
+        yield lambda: bool(came)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _require_apart(*, inputs: list[str], outputs: list[Path | None]) -> None:
+    """Refuse to write over what is read, or two things into one file."""
+    seen = {Path(word).resolve() for word in inputs if Path(word).is_file()}
+    for file in filter(None, outputs):
+        if file.resolve() in seen:
+            raise ConfigError(f"{file}: something else is in this file, or goes there; choose another name")
+        seen.add(file.resolve())
 
 
 def _leave_if_capture_hangs() -> None:

@@ -526,6 +526,21 @@ def test_demo_ends_well_by_kill_however_often_and_whoever_listens(toy: Path, toy
     assert cv2.VideoCapture(str(tmp_path / "out.mp4")).read()[0]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--record", "CLIP"], ["--stats", "MODEL"], ["--record", "x.mp4", "--stats", "x.mp4"]],
+    ids=" ".join,
+)
+def test_demo_writes_over_nothing_that_it_reads_or_writes(
+    words: list[str], cli: Cli, here: Path, toy: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    places = {"CLIP": Path(shutil.copy(toy / "clip.mp4", tmp_path)), "MODEL": Path(shutil.copy(toy_model, tmp_path))}
+    before = {path: path.read_bytes() for path in places.values()}
+    answer = cli("demo", places["CLIP"], "--model", places["MODEL"], *(places.get(word, word) for word in words))
+    assert_explained(answer, "something else is in this file, or goes there", here)
+    assert {path: path.read_bytes() for path in places.values()} == before
+
+
 def test_a_camera_that_hangs_does_not_crash_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[int] = []
     monkeypatch.setattr(os, "_exit", ends.append)

@@ -68,7 +68,7 @@ class BrowserScreen:
         """Serve from now on.
 
         Args:
-            host: address or name to listen on; 0.0.0.0 or :: for every network of this machine.
+            host: address or name to listen on; 0.0.0.0 (IPv4) or :: (IPv6) for every network of this machine.
             port: the port; 0 for any free one. None: 8765, or any free one if that is taken.
             say: told in a line where the page is, and whether others can reach it.
 
@@ -326,7 +326,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
             family, _, _, _, address = found[0]
             listener = socket.create_server(address, family=family)
         except (OSError, UnicodeError) as error:  # the latter from names that cannot be one
-            reason = str(getattr(error, "strerror", None) or error)
+            reason = str(getattr(error, "strerror", None) or error).partition(" (")[0]  # Python adds the address
             if port is not None and getattr(error, "errno", None) == errno.EADDRINUSE:
                 raise MnetDetError(
                     f"port {port} on {host} is taken by another program; "

@@ -31,7 +31,7 @@ Wishes = dict[str, tuple[int, float]]
 
 def camera_index(word: str) -> int | None:
     """The number of a camera named by number, path or link (/dev/v4l/by-id/…); None for anything else."""
-    if re.fullmatch(r"\d{1,4}", word):  # OpenCV's numbers end with what an int can hold
+    if re.fullmatch(r"[0-9]{1,4}", word):  # OpenCV's numbers end with what an int can hold
         return int(word)
     match = re.fullmatch(r"/dev/video(\d+)", os.path.realpath(word))
     return int(match[1]) if match else None

@@ -53,9 +53,10 @@ def run_demo(
     no_drop: bool = False,
     stats: Path | None = None,
     started: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
 ) -> Stats:
-    """Detect and show until the source ends, a viewer quits, enough frames were shown, or Ctrl-C.
+    """Detect and show until the source ends, a viewer quits, enough frames were shown, `stop` says so, or Ctrl-C.
 
     A file plays at its own speed and drops late frames if somebody watches; else, and with `no_drop`, every frame is
     shown, as fast as that goes. A camera cannot wait: it always gives its newest frame.
@@ -73,6 +74,7 @@ def run_demo(
         no_drop: show every frame of a file, whoever watches.
         stats: JSON file for what is returned.
         started: the stamp of `time.perf_counter` from which `first_frame_s` counts; now, unless given.
+        stop: asked at each turn whether to end; a handler of signals can answer, which must not interrupt a frame.
         say: told in a line what a viewer should know.
 
     Raises:
@@ -99,6 +101,8 @@ def run_demo(
             demo.start_recording(record, required=True)
         try:
             while not demo.over:
+                if stop():
+                    raise KeyboardInterrupt
                 demo.turn()
         except KeyboardInterrupt:
             say("stopped")
@@ -202,16 +206,19 @@ class _Demo:
         if self._recorder is not None and not self._source.live:
             self._recorder.fill(frames - self._recording_from)
 
-    def stop_recording(self) -> None:
-        """Give the recording its name, if there is one.
+    def stop_recording(self) -> bool:
+        """Give the recording its name, if there is one; whether there is.
 
         Raises:
             SourceError: it could not be written.
         """
         recorder, self._recorder = self._recorder, None
-        if recorder is not None:
-            recorder.close()
-            self._tell(f"recorded {recorder.path}" if recorder.frames else "nothing came that could be recorded")
+        if recorder is None:
+            return False
+        recorder.close()
+        if recorder.frames:
+            self._tell(f"recorded {recorder.path}")
+        return recorder.frames > 0
 
     def _start_looking(self) -> None:
         """Let the detector look at the next frame, or, in a pause, once more at the last one if that was asked for."""
@@ -331,8 +338,8 @@ class _Demo:
         try:
             if self._recorder is None:
                 self.start_recording(_free_name(".mp4"))
-            else:
-                self.stop_recording()
+            elif not self.stop_recording():
+                self._tell("nothing came that could be recorded")
         except MnetDetError as error:
             self._recorder = None
             self._tell(str(error))

@@ -104,8 +104,8 @@ class Recorder:
 
     @property
     def _temporary(self) -> Path:
-        """Hidden, beside the file, and with its suffix, from which OpenCV picks the container."""
-        return self.path.with_name(f".{self.path.stem}.tmp{self.path.suffix}")
+        """Hidden, beside the file, this process's own, and with its suffix, from which OpenCV picks the container."""
+        return self.path.with_name(f".{self.path.stem}.{os.getpid()}.tmp{self.path.suffix}")
 
     def _open(self) -> Any:
         try:

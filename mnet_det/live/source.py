@@ -37,6 +37,8 @@ def open_source(
     Raises:
         SourceError: it cannot be opened, or there is no frame in it.
     """
+    if not word:
+        raise SourceError("source: got an empty word, expected a camera's number, a file, a folder or an address")
     silence_opencv()  # what is wrong is said once, by ours
     if camera_index(word) is not None:
         return open_camera(word, width=width, height=height, fps=fps, fourcc=fourcc, api=api, say=say)

@@ -42,7 +42,7 @@ def open_stream(address: str, *, say: Callable[[str], None] = print) -> Recorded
     seconds, and shortens nothing for a thread that reads whatever has come; the second does not reach the decoder.
 
     Raises:
-        SourceError: it cannot be opened. Neither this nor any other message holds a password.
+        SourceError: it cannot be opened. Neither this nor any other message holds what `without_secrets` hides.
     """
     name = without_secrets(address)
     scheme = address.partition("://")[0].lower()

@@ -131,7 +131,17 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 @pytest.mark.parametrize(
-    ("word", "index"), [("0", 0), ("12", 12), ("/dev/video3", 3), ("video3", None), ("clip.mp4", None), ("-1", None)]
+    ("word", "index"),
+    [
+        ("0", 0),
+        ("12", 12),
+        ("/dev/video3", 3),
+        ("video3", None),
+        ("clip.mp4", None),
+        ("-1", None),
+        ("\u0663", None),
+        ("99999", None),
+    ],
 )
 def test_words_for_cameras(word, index):
     assert camera_index(word) == index

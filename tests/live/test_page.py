@@ -277,7 +277,7 @@ def test_space_pauses_after_a_click_elsewhere(demo: Demo, tab: Tab):
     tab.press(" ", code="Space")
     until(lambda: tab("$('state').textContent") == "paused")
     assert demo.asked == [Command("snapshot"), Command("pause")]
-    assert tab("[$('paused').hidden, $('pause').innerText.split(/\\s/)[0]]") == [False, "Resume"]
+    assert tab("[$('paused').hidden, $('pause').innerText.split(/\\s/)[0]]") == [False, "Play"]
 
 
 def test_recording_and_notes_are_seen_and_help_knows_the_keys(demo: Demo, tab: Tab):

@@ -40,6 +40,12 @@ def test_a_file_is_a_video_and_a_folder_its_images(make_clip, tmp_path):
     assert isinstance(open_source(str(tmp_path)), ImageFolder)
 
 
+def test_empty_word_is_not_the_working_folder():
+    """A script's unset variable showed the pictures that happened to be there."""
+    with pytest.raises(SourceError, match="got an empty word"):
+        open_source("")
+
+
 @pytest.mark.parametrize(
     ("word", "opened"),
     [("3", "camera"), ("/dev/video3", "camera"), ("rtsp://host/live", "stream"), ("HTTP://host/video.mjpg", "stream")],

@@ -49,7 +49,7 @@ class FakeWindow:
     [
         ([ord("q")], ["quit"]),
         ([27], ["quit"]),
-        ([ord(" "), ord("s")], ["pause", "snapshot"]),  # two between two turns: none is lost
+        ([ord(" "), ord("s")], ["pause", "snapshot"]),  # two between two turns, where the window kit keeps both
         ([ord("]"), ord("["), ord("r"), ord("m")], ["next_model", "previous_model", "record", "mirror"]),
         ([0x100000 | ord("q")], ["quit"]),  # some kits add the state of Num Lock
         ([ord("x"), ord("+")], ["raise_score"]),
