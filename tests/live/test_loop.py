@@ -175,6 +175,7 @@ def test_pause_shows_nothing_new_and_drops_nothing(make_clip, make_predictor, ma
 
 def test_settings_act_on_the_picture_of_a_pause_which_counts_once(make_clip, make_predictor, make_screen):
     screen = make_screen("pause", Command("score", 0.9), *[None] * 10, "quit")
+    screen.panel = False
     stats = run_demo([make_predictor()], open_source(str(make_clip(8))), screen, no_drop=True, score=0.5)
     before, after = screen.shown[-2:]
     # The box's lower edge, from (4, 20) to (20, 20), is there at 0.5, and not at 0.9; the frame is the same.

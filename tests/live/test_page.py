@@ -117,8 +117,13 @@ class Chromium:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait()
-        self._socket.close()
+        self._runner.run(self._hang_up())
         self._runner.close()
+
+    async def _hang_up(self) -> None:
+        self._socket.close()
+        while await self._socket.read_message() is not None:  # to the end: only that closes what lies below
+            pass
 
 
 class Tab:
