@@ -9,6 +9,7 @@ recording and statistics.
 """
 
 import sys
+from contextlib import closing
 
 import cv2
 
@@ -34,15 +35,15 @@ def main(model: str, source: str = "0") -> None:
         frames = play(frames)  # a file, at its own speed
 
     cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-    while not frames.ended:
-        if cv2.waitKey(1) in (ord("q"), 27) or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
-            break
-        frame = frames.read(timeout_s=0.02)
-        if frame is not None:
-            detections = predictor(frame.image)
-            picture = draw_detections(frame.image, detections, predictor.class_names)
-            cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))  # OpenCV's windows want BGR
-    frames.close()
+    with closing(frames):
+        while not frames.ended:
+            if cv2.waitKey(1) in (ord("q"), 27) or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:
+                break
+            frame = frames.read(timeout_s=0.02)
+            if frame is not None:
+                detections = predictor(frame.image)
+                picture = draw_detections(frame.image, detections, predictor.class_names)
+                cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))  # OpenCV's windows want BGR
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
+from contextlib import contextmanager, suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
 
@@ -62,6 +62,14 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]
     # Windows' camera interface takes a minute to open otherwise, and reads this when OpenCV is first imported.
     os.environ.setdefault("OPENCV_VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS", "0")
+    try:
+        _run(debug=debug)
+    except SystemExit as end:
+        _leave_if_capture_hangs(end.code if isinstance(end.code, int) else 0)
+        raise
+
+
+def _run(*, debug: bool) -> None:
     try:
         app()
     except MnetDetError as error:
@@ -353,7 +361,6 @@ def demo(
     if len(result.models) > 1:
         for ran in result.models:
             _say_model(ran)
-    _leave_if_capture_hangs()
 
 
 @app.command()
@@ -745,30 +752,39 @@ def _signals_stop() -> Iterator[Callable[[], bool]]:
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # else by nohup
         numbers.append(hangup)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    if hasattr(signal, "SIGBREAK"):  # what Windows sends when its console is closed
+        numbers.append(signal.SIGBREAK)
+    before = {number: signal.signal(number, lambda received, _: came.append(received)) for number in numbers}
     try:
         yield lambda: bool(came)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _require_apart(*, inputs: list[str], outputs: list[Path | None]) -> None:
     """Refuse to write over what is read, or two things into one file."""
-    seen = {Path(word).resolve() for word in inputs if Path(word).is_file()}
+    seen = [word for word in inputs if os.path.isfile(word)]
     for file in filter(None, outputs):
-        if file.resolve() in seen:
-            raise ConfigError(f"{file}: something else is in this file, or goes there; choose another name")
-        seen.add(file.resolve())
+        if any(file.resolve() == Path(other).resolve() or _is_same(file, other) for other in seen):
+            raise ConfigError(f"{file}: the demo reads this file, or writes another output there; choose another name")
+        seen.append(str(file))
 
 
-def _leave_if_capture_hangs() -> None:
+def _is_same(file: Path, other: str) -> bool:
+    with suppress(OSError):  # one of them is not there yet
+        return os.path.samefile(file, other)
+    return False
+
+
+def _leave_if_capture_hangs(status: int) -> None:
     """End the process here if a camera or a stream still blocks its thread, which would crash the interpreter's end."""
-    from mnet_det.live.capture import THREAD_NAME
-
-    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
-        sys.stderr.flush()
-        os._exit(0)
+    capture = sys.modules.get("mnet_det.live.capture")
+    if capture and any(thread.name.startswith(capture.THREAD_NAME) for thread in threading.enumerate()):
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def _say_runtime(predictor: Predictor) -> None:

@@ -537,22 +537,22 @@ def test_demo_writes_over_nothing_that_it_reads_or_writes(
     places = {"CLIP": Path(shutil.copy(toy / "clip.mp4", tmp_path)), "MODEL": Path(shutil.copy(toy_model, tmp_path))}
     before = {path: path.read_bytes() for path in places.values()}
     answer = cli("demo", places["CLIP"], "--model", places["MODEL"], *(places.get(word, word) for word in words))
-    assert_explained(answer, "something else is in this file, or goes there", here)
+    assert_explained(answer, "the demo reads this file, or writes another output there", here)
     assert {path: path.read_bytes() for path in places.values()} == before
 
 
 def test_a_camera_that_hangs_does_not_crash_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[int] = []
     monkeypatch.setattr(os, "_exit", ends.append)
-    leave_if_capture_hangs()
+    leave_if_capture_hangs(1)
     assert ends == []
     release = threading.Event()
     hanging = threading.Thread(target=release.wait, name=f"{THREAD_NAME} of camera 0", daemon=True)
     hanging.start()
-    leave_if_capture_hangs()
+    leave_if_capture_hangs(1)
     release.set()
     hanging.join()
-    assert ends == [0]
+    assert ends == [1]
 
 
 @pytest.mark.parametrize(
@@ -560,6 +560,7 @@ def test_a_camera_that_hangs_does_not_crash_the_end(monkeypatch: pytest.MonkeyPa
     [
         (["gone.mp4", "--model", "MODEL"], "gone.mp4"),
         (["99999999999", "--model", "MODEL"], "99999999999: no such file"),
+        (["ftp://user:secret@host/" + 300 * "a", "--model", "MODEL"], "expected an address that begins with"),
         (["CLIP", "--model", "gone.onnx"], "gone.onnx: no such model file"),
         (["gone.mp4", "--screen", "cinema"], "cinema"),  # before anything is opened
         (["gone.mp4", "--record", "clip.gif"], "clip.gif: not a kind of video"),

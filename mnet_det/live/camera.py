@@ -54,9 +54,6 @@ def open_camera(
     """
     wishes = _camera_wishes(width=width, height=height, fps=fps, fourcc=fourcc)
     backend = _camera_backend(api)
-    if sys.platform == "win32":
-        # Without it Windows' default interface takes up to minutes to open some cameras (opencv #17687).
-        os.environ.setdefault("OPENCV_VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS", "0")
     name = f"camera {camera_index(word)}"
     say(f"opening {name}")
     device = _connect(word, backend)

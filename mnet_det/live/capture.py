@@ -151,7 +151,10 @@ class Newest:
         self._timeline.pause()
 
     def resume(self) -> None:
-        """Let media time go on."""
+        """Let media time go on; of a device, with a picture of now and not the last one before the pause."""
+        if self.live:
+            with self._arrival:
+                self._newest = None
         self._timeline.resume()
 
     def close(self) -> None:
@@ -233,7 +236,7 @@ class ReadAhead:
         self.fps = recorded.fps
         self.ended = False
         self._recorded = recorded
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix=recorded.name)
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._next: Future[tuple[Image, int, float] | None] = self._decoder.submit(self._decode)
 
     def read(self, *, timeout_s: float) -> Frame | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -62,11 +63,7 @@ class Device(Feed):
             if self._device is None:
                 self._open_again(stop)
                 continue
-            try:
-                frame, found = self._grab(self._device)
-            except cv2.error:
-                self.close()
-                continue
+            frame, found = self._grab(self._device)
             if frame is not None:
                 return frame
             if not found and self._clock() - self._heard_s >= self._patience_s:
@@ -83,9 +80,13 @@ class Device(Feed):
 
     def _grab(self, device: Any) -> tuple[Frame | None, bool]:
         """The next frame, None in a pause, and whether there was a picture."""
-        grabbed = device.grab()
-        captured_s, paused = self.timeline.now_s(), self.timeline.paused
-        found, bgr = device.retrieve() if grabbed and not paused else (grabbed, None)
+        try:
+            grabbed = device.grab()
+            captured_s, paused = self.timeline.now_s(), self.timeline.paused
+            found, bgr = device.retrieve() if grabbed and not paused else (grabbed, None)
+        except cv2.error:
+            self.close()
+            return None, True  # it is let go of already
         if found:
             self._heard_s = self._clock()
             self._back_off_s = BACK_OFF_S
@@ -101,5 +102,6 @@ class Device(Feed):
         stop.wait(self._back_off_s)
         self._back_off_s = min(2 * self._back_off_s, self._longest_back_off_s)
         if not stop.is_set():
-            self._device = self._connect()
+            with suppress(cv2.error):
+                self._device = self._connect()
             self._heard_s = self._clock()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import cv2
 
+from mnet_det.errors import SourceError
 from mnet_det.structures import Image
 
 FALLBACK_FPS = 30.0
@@ -73,7 +74,13 @@ def sane_fps(fps: float) -> float:
 
 
 def to_rgb(bgr: Any) -> Image:
-    """A copy of BGR uint8 [H, W, 3] in RGB."""
+    """A copy of BGR uint8 [H, W, 3] in RGB.
+
+    Raises:
+        SourceError: something else.
+    """
+    if bgr.ndim != 3 or bgr.shape[2] != 3:
+        raise SourceError(f"got pictures of {list(bgr.shape)}, expected BGR [H, W, 3]; try another --fourcc, or none")
     image: Image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     return image
 

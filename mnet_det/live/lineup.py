@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from mnet_det.runtime.predictor import Predictor
 
 MOST_MODELS = 32
-"""All are loaded at the start, a sixth of a second and some tens of MB each."""
+"""All are loaded at the start, and stay in memory."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ def load_lineup(
         CheckpointError: a folder without a model in it.
         ConfigError: too many models.
     """
-    files = {word: _models_in(Path(word)) if Path(word).is_dir() else [word] for word in words}
+    files = {word: _models_in(Path(word)) if os.path.isdir(word) else [word] for word in words}
     count = sum(map(len, files.values())) * max(1, len(rhos))
     if count > MOST_MODELS:
         raise ConfigError(f"model: {count} models, expected at most {MOST_MODELS}, for all are kept in memory")
     lineup = []
     for word, models in files.items():
         loaded = [load(model, rho) for model in models for rho in (rhos or (None,))]
-        lineup += sorted(loaded, key=_work, reverse=True) if Path(word).is_dir() else loaded
+        lineup += sorted(loaded, key=_work, reverse=True) if os.path.isdir(word) else loaded
     return lineup
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from mnet_det.draw import draw_detections
-from mnet_det.errors import ConfigError, MnetDetError, SourceError
+from mnet_det.errors import ConfigError, MnetDetError
 from mnet_det.images import write_image
 from mnet_det.live.capture import ReadAhead, play
 from mnet_det.live.controls import Command, Controls, Settings
@@ -79,8 +79,9 @@ def run_demo(
 
     Raises:
         ConfigError: a class that no model knows.
-        SourceError: the recording cannot be written, or something would replace the source. What was recorded and
-            measured before is kept.
+        SourceError: the recording cannot be written. What was recorded and measured before is kept, as with the next.
+        DataError: an image of a folder cannot be read.
+        MnetDetError: the statistics cannot be written.
     """
     with ExitStack() as stack:
         if isinstance(source, Recorded):
@@ -89,8 +90,6 @@ def run_demo(
         stack.callback(screen.close)
         cards = [ModelCard.of(model) for model in models]
         _require_known(classes, cards)
-        for file in (record, stats):
-            _require_another_file(file, source)
         detector = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="detector"))
         settings = Settings(score=score, nms=nms, classes=tuple(classes), mirror=mirror)
         demo = _Demo(
@@ -102,13 +101,14 @@ def run_demo(
         try:
             while not demo.over:
                 if stop():
-                    raise KeyboardInterrupt
+                    say("stopped")
+                    break
                 demo.turn()
         except KeyboardInterrupt:
             say("stopped")
         finally:
             result = demo.stats()
-            if stats is not None and result.frames:
+            if stats is not None:
                 result.write(stats)
         demo.fill_recording(result.read)  # frames dropped after the last one shown
     return result
@@ -154,7 +154,7 @@ class _Demo:
         self._pending: Future[_Look | None] | None = None
         self._look: _Look | None = None
         self._picture: Image | None = None
-        self._unseen: _Look | None = None
+        self._unseen = False
         self._paused_s = 0.0
         self._heard_s = 0.0
         self._recorder: Recorder | None = None
@@ -180,8 +180,8 @@ class _Demo:
             self._start_looking()
         if look is not None:
             self._show(look)
-        elif self._unseen is not None and self._screen.wants_pictures:  # a viewer who came while nothing does
-            self._show_picture(self._unseen)
+        elif self._look is not None and self._unseen and self._screen.wants_pictures:
+            self._show_picture(self._look)  # to a viewer who came while nothing does
         self._keep_clip_going()
         self._tell_silence()
         for command in self._screen.poll(self._status()):
@@ -240,7 +240,7 @@ class _Demo:
         return done.result()
 
     def _show(self, look: _Look) -> None:
-        self._unseen = look
+        self._unseen = True
         if self._screen.wants_pictures:
             self._show_picture(look)
         if not look.again:
@@ -248,7 +248,7 @@ class _Demo:
 
     def _show_picture(self, look: _Look) -> None:
         self._screen.show(self._draw(look), self._status())
-        self._unseen = None
+        self._unseen = False
 
     def _count(self, look: _Look, *, shown_s: float) -> None:
         names = self._cards[look.settings.model].class_names
@@ -306,8 +306,10 @@ class _Demo:
     def _obey(self, command: Command) -> None:
         was_paused = self._controls.paused
         self._controls.obey(command)
-        if self._controls.paused != was_paused:
-            self._pause() if self._controls.paused else self._resume()
+        if self._controls.paused and not was_paused:
+            self._pause()
+        elif was_paused and not self._controls.paused:
+            self._resume()
         elif command.action == "snapshot":
             self._save_snapshot()
         elif command.action == "record":
@@ -382,12 +384,6 @@ def _require_known(classes: Sequence[str], cards: Sequence[ModelCard]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"classes: no model knows {name!r}; {hint}")
-
-
-def _require_another_file(file: Path | None, source: Source) -> None:
-    played = Path(source.name)
-    if file is not None and played.is_file() and file.is_file() and file.samefile(played):
-        raise SourceError(f"{file}: this is the file that is played; nothing else can be written there")
 
 
 def _free_name(suffix: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ FOLDER_FPS = 1.0
 
 
 class Recorded(ABC):
-    """Frames that wait for their reader; `play` and `read_ahead` make a `Source` of them.
+    """Frames that wait for their reader; `play` and `ReadAhead` make a `Source` of them.
 
     Attributes:
         name: what messages call it: its path.
@@ -145,7 +146,7 @@ def open_video(path: Path) -> VideoFile:
     Raises:
         SourceError: there is no such file, it is no video, or no frame can be decoded.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SourceError(
             f"{path}: no such file; expected a camera's number such as 0, a video file, a folder of images or a "
             "stream's address such as rtsp://…"

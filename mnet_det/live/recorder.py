@@ -96,8 +96,8 @@ class Recorder:
             temporary.unlink(missing_ok=True)
             return
         try:
-            if not temporary.stat().st_size:
-                raise SourceError(f"{self.path}: nothing could be written; is the disk full?")
+            if not _plays(temporary):
+                raise SourceError(f"{self.path}: what was written does not play; is the disk full? See {temporary}")
             os.replace(temporary, self.path)
         except OSError as error:
             raise SourceError(f"{self.path}: cannot be written ({error.strerror}); see {temporary}") from None
@@ -125,3 +125,11 @@ class Recorder:
             video.release()
             self._temporary.unlink(missing_ok=True)
         raise SourceError(f"{asked}: cannot be written; may this user write to {asked.parent}?")
+
+
+def _plays(path: Path) -> bool:
+    """Whether a frame can be read; OpenCV does not tell of a disk that was full."""
+    video = cv2.VideoCapture(str(path))
+    plays: bool = video.grab()
+    video.release()
+    return plays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def open_source(
     api: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Recorded | Source:
-    """Open what a word means; `capture.play` or `capture.read_ahead` makes a source of what is recorded.
+    """Open what a word means; `capture.play` or `capture.ReadAhead` makes a source of what is recorded.
 
     Args:
         word: a camera's number or path ("0", "/dev/video0"), a stream's address, a video file, or a folder of images.
@@ -45,7 +46,7 @@ def open_source(
     if is_address(word):
         return open_stream(word, say=say)
     path = Path(word)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike pathlib's, never an error, such as for a word that is too long to be a name
         return ImageFolder(path)
     if path.suffix.lower() in SUFFIXES:
         raise SourceError(f"{path}: a picture, not a video; give its folder, or use mnet-det predict")

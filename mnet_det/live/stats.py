@@ -109,7 +109,7 @@ class Stats:
 
 
 class Tally:
-    """Adds up a run, frame by frame, in memory that does not grow with it."""
+    """Adds up a run, frame by frame, in bounded memory."""
 
     def __init__(self, *, started_s: float) -> None:
         self.frames = 0
@@ -117,7 +117,7 @@ class Tally:
         self._first_frame_s: float | None = None
         self._left_out_s = 0.0
         self._first_shown_s = self._last_shown_s = 0.0
-        self._network_ms, self._end_to_end_ms, self._lag_ms = Sample(), Sample(), Sample()
+        self._network_ms, self._end_to_end_ms, self._lag_ms = Reservoir(), Reservoir(), Reservoir()
         self._models: dict[int, _ModelTally] = {}
         self._model: int | None = None
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT)  # shown s, lag ms, network ms
@@ -179,7 +179,7 @@ class Tally:
         )
 
 
-class Sample:
+class Reservoir:
     """Values of which percentiles are asked: all of them at first, an even sample later (Vitter 1985, algorithm R)."""
 
     def __init__(self, most: int = 50_000) -> None:
@@ -202,8 +202,8 @@ class _ModelTally:
     frames: int = 0
     steps: int = 0
     steps_s: float = 0.0
-    network_ms: Sample = field(default_factory=Sample)
-    lag_ms: Sample = field(default_factory=Sample)
+    network_ms: Reservoir = field(default_factory=Reservoir)
+    lag_ms: Reservoir = field(default_factory=Reservoir)
 
 
 def _model_stats(card: ModelCard, tally: _ModelTally) -> ModelStats:
@@ -222,7 +222,7 @@ def _model_stats(card: ModelCard, tally: _ModelTally) -> ModelStats:
 
 
 def _median(values: Sequence[float]) -> float | None:
-    """Twenty times as fast as numpy's for a few values, and asked for at each frame."""
+    """Without numpy, whose percentiles would take part of each frame's time for so few values."""
     return statistics.median(values) if values else None
 
 

@@ -152,8 +152,22 @@ def test_pause_drops_nothing_and_takes_no_media_time(hand, clock):
     assert (frame.time_s, frame.read_s, frame.due_s) == (4.0, 111.0, 111.0)  # 11 s, 7 of them paused
 
 
-def test_frame_that_waits_through_a_pause_does_not_age(hand, clock):
+def test_device_s_frame_of_before_a_pause_is_not_given_after_it(hand, clock):
+    """A viewer who went on after a minute saw a picture a minute old, with a latency of nothing."""
     feed, source = hand
+    feed.give(1)
+    source.pause()
+    clock.now_s = 160.0
+    source.resume()
+    assert source.read(timeout_s=0.0) is None
+    feed.give(1)
+    assert source.read(timeout_s=WAIT_S).index == 1
+    assert source.dropped == 1
+
+
+def test_file_s_frame_that_waits_through_a_pause_does_not_age(hand, clock):
+    feed, source = hand
+    source.live = False
     feed.give(1)
     source.pause()
     clock.now_s = 160.0

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mnet_det.errors import ConfigError, SourceError
+from mnet_det.errors import ConfigError
 from mnet_det.images import read_image, write_image
 from mnet_det.live import loop
 from mnet_det.live.controls import Command
@@ -121,15 +121,6 @@ def test_ctrl_c_keeps_the_recording_and_the_stats(make_clip, make_predictor, tmp
     assert json.loads(stats.read_text())["frames"] == 3
     assert len(read_clip(record)[1]) == 3
     assert sorted(path.name for path in record.parent.iterdir()) == ["clip.mp4", "stats.json"]
-
-
-@pytest.mark.parametrize("what", ["record", "stats"])
-def test_nothing_replaces_the_film_that_is_played(make_clip, make_predictor, what):
-    clip = make_clip(4)
-    before = clip.read_bytes()
-    with pytest.raises(SourceError, match="this is the file that is played"):
-        run_demo([make_predictor()], open_source(str(clip)), NoScreen(), **{what: clip.parent / "." / clip.name})
-    assert clip.read_bytes() == before
 
 
 def test_error_keeps_what_was_measured(make_clip, make_predictor, tmp_path):

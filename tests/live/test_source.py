@@ -40,6 +40,12 @@ def test_a_file_is_a_video_and_a_folder_its_images(make_clip, tmp_path):
     assert isinstance(open_source(str(tmp_path)), ImageFolder)
 
 
+def test_word_too_long_for_a_name_is_no_file():
+    """The question whether it is one was an error itself, with the whole word, and so its password, in a traceback."""
+    with pytest.raises(SourceError, match="no such file"):
+        open_source("a" * 300)
+
+
 def test_empty_word_is_not_the_working_folder():
     """A script's unset variable showed the pictures that happened to be there."""
     with pytest.raises(SourceError, match="got an empty word"):

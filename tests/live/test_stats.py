@@ -10,7 +10,7 @@ import pytest
 from mnet_det.errors import MnetDetError
 from mnet_det.live.frame import Frame
 from mnet_det.live.lineup import ModelCard
-from mnet_det.live.stats import Sample, Spread, Tally, rate
+from mnet_det.live.stats import Reservoir, Spread, Tally, rate
 
 
 def frame(index: int, *, read_s: float, due_s: float) -> Frame:
@@ -95,8 +95,8 @@ def test_meters_begin_anew_with_another_model_and_each_has_its_own_numbers():
     assert narrow.lag_ms.p50 == pytest.approx(30.0)
 
 
-def test_sample_is_all_values_at_first_and_an_even_part_of_them_later():
-    sample = Sample(most=1000)
+def test_reservoir_is_all_values_at_first_and_an_even_part_of_them_later():
+    sample = Reservoir(most=1000)
     for value in range(1000):
         sample.add(value)
     assert list(sample.values) == list(range(1000))
