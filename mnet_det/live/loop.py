@@ -279,10 +279,12 @@ class _Demo:
     def _draw(self, look: _Look) -> Image:
         """The picture of a look, drawn once."""
         if self._picture is None:
-            card = self._cards[look.settings.model]
-            self._picture = draw_detections(look.image, look.detections, card.class_names)
+            below = look.image
             if self._screen.panel:
-                draw_panel(self._picture, panel_lines(self._status()))
+                below = below.copy()
+                draw_panel(below, panel_lines(self._status()))
+            # On top: what is in the picture matters more than the meters where both meet.
+            self._picture = draw_detections(below, look.detections, self._cards[look.settings.model].class_names)
         return self._picture
 
     def _status(self) -> Status:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mnet_det.draw import class_colour
 from mnet_det.errors import ConfigError
 from mnet_det.images import read_image, write_image
 from mnet_det.live import loop
@@ -104,6 +105,15 @@ def test_recorded_file_has_one_frame_per_source_frame_and_boxes_on_it(make_clip,
     # Below the panel and outside the box each frame keeps its own colour: RGB (10 i, 0, 200).
     np.testing.assert_allclose([frame[40:, 40:, 0].mean() for frame in frames], np.arange(6) * 10, atol=6)
     assert np.abs(frames[0][20, 4:20].astype(int) - frames[0][50, 50]).max() > 60  # the box's lower edge
+
+
+def test_boxes_stand_on_top_of_the_panel_and_the_frame_stays_as_it_is(make_clip, make_predictor, make_screen):
+    predictor, screen = make_predictor(), make_screen()
+    run_demo([predictor], open_source(str(make_clip(2))), screen, no_drop=True)
+    # The box's left edge, at x = 4 and below its label, in the colour of class 1; beside it the panel, darker than 200.
+    assert screen.shown[0][17:20, 4].tolist() == [list(class_colour(1))] * 3
+    assert screen.shown[0][17:20, 92, 2].max() < 100
+    np.testing.assert_allclose(predictor.images[0].reshape(-1, 3), [(0, 0, 200)] * 64 * 96, atol=6)
 
 
 def test_recorded_camera_keeps_the_clock_s_time(make_predictor, tmp_path, read_clip):
