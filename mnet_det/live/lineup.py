@@ -22,7 +22,7 @@ class ModelCard:
     """What a viewer wants to know of a model.
 
     Attributes:
-        name: the head.
+        name: what the model calls itself.
         precision: "float32" or "int8".
         nms: the threshold it was scored with, which holds until the viewer sets another.
         class_names: in the order of its labels.
