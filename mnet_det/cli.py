@@ -26,7 +26,10 @@ from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 
 if TYPE_CHECKING:
     from mnet_det.config import Config
+    from mnet_det.data.coco import CocoData
+    from mnet_det.data.convert import Converted
     from mnet_det.engine.bench import Frames
+    from mnet_det.engine.evaluate import Scores
     from mnet_det.live.stats import ModelStats
     from mnet_det.report.cost import Cost
     from mnet_det.runtime import Predictor
@@ -213,6 +216,7 @@ def evaluate(
         used = predictor.runtime
         scores, results = run_model(predictor, data, annotations)
         _say_runtime(predictor)
+        _say_left_out(data, scores)
     if json is not None:
         write_json(json, scores.to_json(runtime=used))
     if save_detections is not None:
@@ -531,6 +535,162 @@ def toy(
     print(f"drew {train_images} training and {val_images} validation images and clip.mp4 into {folder}")
 
 
+download_app = typer.Typer(
+    help="Public data sets, verified and unpacked.\n\nExample: mnet-det download coco --out coco",
+    no_args_is_help=True,
+)
+app.add_typer(download_app, name="download")
+
+
+@download_app.command(name="coco")
+def download_coco(
+    out: Annotated[Path, typer.Option(help="Folder for data.root; 41 GB are needed while it is made, 21 GB stay.")],
+    only: Annotated[str | None, typer.Option(help="Parts alone, such as val,annotations; train is the third.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="Another server with the same files below it.")
+    ] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Leave the .zip files, which are deleted once unpacked.")
+    ] = False,
+) -> None:
+    """COCO 2017: images and boxes, without captions and keypoints. Run it again to go on where it stopped.
+
+    Example: mnet-det download coco --out coco --only val,annotations
+    """
+    from mnet_det.data.download_coco import ADDRESS
+    from mnet_det.data.download_coco import download_coco as fetch
+
+    parts = None if only is None else _names(only)
+    try:
+        fetch(out, only=parts, address=source or ADDRESS, keep_archives=keep_archives, console=_console(stderr=True))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"COCO 2017 is in {out}; use it with data.root={out}")
+
+
+@app.command()
+def check(
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="COCO JSON.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of its images.")],
+    val: Annotated[
+        Path | None, typer.Option(metavar="ANNOTATIONS", help="What will be scored on: judged too, and compared.")
+    ] = None,
+    val_images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of its images.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="Do this detector's anchors reach the boxes?")
+    ] = None,
+    no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Read the images' first bytes only.")] = False,
+    json: JsonOut = None,
+) -> None:
+    """Every fault of a data set before training meets it; exit status 1 if any is fatal. It changes no file.
+
+    Example: mnet-det check toy/annotations/instances_train2017.json --images toy/train2017
+    """
+    from mnet_det.config import load_config
+    from mnet_det.data.check import check as examine
+    from mnet_det.files import write_json
+    from mnet_det.report.verdict import print_verdict
+
+    if (val is None) != (val_images is None):
+        raise typer.BadParameter("--val and --val-images go together")
+    settings = None if config is None else load_config(config, [])  # a mistake in it should not cost the wait
+    with _progress("looking at images") as progress:
+        verdict = examine(annotations, images, val=val, val_images=val_images, pixels=not no_pixels, progress=progress)
+    if settings is not None and not verdict.fatal:
+        from mnet_det.data.coco import read_coco
+        from mnet_det.engine.anchor_reach import measure_reach
+
+        reach = measure_reach(settings, read_coco(annotations, images, classes=settings.data.classes))
+        verdict = verdict.adding(filter(None, [reach.fault(str(annotations))]), anchors=reach.to_json())
+    if json is not None:
+        write_json(json, verdict.to_json())
+    print_verdict(_console(), verdict)
+    if verdict.fatal:
+        raise typer.Exit(1)
+
+
+convert_app = typer.Typer(
+    help="Other formats to COCO JSON; neither images nor labels are changed.\n\n"
+    "Example: mnet-det convert voc BCCD --split train --out bccd/annotations/instances_train2017.json",
+    no_args_is_help=True,
+)
+app.add_typer(convert_app, name="convert")
+CocoOut = Annotated[Path, typer.Option(help="The COCO file to write (.json).", metavar="FILE")]
+Source = Annotated[Path, typer.Argument(metavar="SRC", show_default=False)]
+
+
+@convert_app.command(name="voc")
+def convert_voc(
+    source: Source,
+    out: CocoOut,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images; JPEGImages or SRC unless given.", metavar="DIR")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="A list in ImageSets/Main, or a file of names; all unless given.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="All names in the order of their ids; sorted unless given.", metavar="A,B")
+    ] = None,
+    zero_based: Annotated[
+        bool, typer.Option("--zero-based", help="Coordinates are edges from 0; VOC's are pixels from 1.")
+    ] = False,
+) -> None:
+    """Pascal VOC's XML files: a folder with Annotations and JPEGImages, or one of XML files. `difficult` becomes crowd.
+
+    Example: mnet-det convert voc VOC2007 --split trainval --out voc/trainval.json
+    """
+    from mnet_det.data.convert_voc import convert_voc as convert
+
+    _write_coco(
+        out,
+        lambda: convert(
+            source,
+            images=images,
+            split=split,
+            classes=None if classes is None else _names(classes),
+            zero_based=zero_based,
+        ),
+    )
+
+
+@convert_app.command(name="yolo")
+def convert_yolo(
+    source: Source,
+    out: CocoOut,
+    split: Annotated[str | None, typer.Option(help="train, val or test; all unless given.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Class names, one a line, if not in data.yaml or classes.txt.", metavar="FILE")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="The names themselves, from class 0 on.", metavar="A,B")] = None,
+) -> None:
+    """YOLO's text files: a data.yaml, or a folder with images and labels. Polygons become boxes.
+
+    Example: mnet-det convert yolo set/data.yaml --split val --out set/val.json
+    """
+    from mnet_det.data.convert_yolo import convert_yolo as convert
+
+    _write_coco(
+        out,
+        lambda: convert(source, split=split, names=names, classes=None if classes is None else _names(classes)),
+    )
+
+
+def _write_coco(out: Path, convert: Callable[[], Converted]) -> None:
+    """Write what a conversion gives, and say what to do with it."""
+    from mnet_det.files import write_json
+
+    if out.suffix.lower() != ".json":
+        raise ConfigError(f"{out}: expected a name that ends in .json")
+    converted = convert()
+    write_json(out, converted.content)
+    for note in converted.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    print(f"wrote {out}: {converted}")
+    print(f"next: mnet-det check {out} --images {converted.images}")
+
+
 weights_app = typer.Typer(
     help="Published weights: COCO's SSD on MobileNetV1, and ImageNet backbones at every width.\n\n"
     "Example: mnet-det weights list",
@@ -722,6 +882,31 @@ def _load(
     return load_predictor(path, runtime=runtime, threads=threads, score=score, aim=aim)
 
 
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's stderr while something is done to many things, then how fast it went.
+
+    Yields:
+        To be told how many of how many are done.
+    """
+    from rich.progress import Progress
+
+    console = _console(stderr=True)
+    done, start = 0, time.perf_counter()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def tell(now: int, total: int) -> None:
+            nonlocal done
+            done = now
+            bar.update(task, completed=now, total=total)
+
+        yield tell
+    seconds = time.perf_counter() - start
+    if done:
+        print(f"{what}: {done} in {seconds:.1f} s, {done / seconds:.0f} a second", file=sys.stderr)
+
+
 def _say(line: str) -> None:
     """Print at once, also into a file or another program; one that has gone is no reason to stop."""
     try:
@@ -791,6 +976,15 @@ def _say_runtime(predictor: Predictor) -> None:
     """Which engine runs, where nobody chose it, and why."""
     if predictor.choice is not None:
         print(f"runtime {predictor.choice.runtime}: {predictor.choice.reason}", file=sys.stderr)
+
+
+def _say_left_out(data: CocoData, scores: Scores) -> None:
+    """What in the data no model could be scored on."""
+    if data.left_out:
+        print(f"{len(data.left_out)} boxes can only be missed, such as {data.left_out[0]}", file=sys.stderr)
+    if scores.left_out:
+        images = f"{len(scores.left_out)} of {len(data)} images"
+        print(f"not scored: {images} cannot be used, such as {scores.left_out[0]}", file=sys.stderr)
 
 
 def _print_scores(scores: Any) -> None:

@@ -154,6 +154,7 @@ class DataConfig(_Section):
     augment: Literal["none", "flip", "ssd", "ssdlite"] = "ssd"
     workers: NotNegativeInt = 2
     classes: tuple[str, ...] | None = Field(default=None, min_length=1, description="a subset by name")
+    cache: bool | UserPath = Field(default=False, description="resized training images: true, or a folder for them")
 
     def images(self, split: Split) -> Path:
         """Folder of a split's images.
@@ -265,9 +266,20 @@ def parse_config(raw: Mapping[str, Any], *, source: str = "settings") -> Config:
         raise ConfigError(f"{source}: " + "; ".join(lines)) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, such as a second `model:` pasted below the first: YAML lets it replace that."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.YAMLError(f"'{key}' stands there twice, the second time{node.value[number][0].start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file; the project's own are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -189,10 +189,11 @@ class _Transfer:
 
     def run(self, console: Console | None, sleep: Callable[[float], None]) -> str:
         """Fetch, verify, rename; the sha256 of the file."""
-        with _progress(console) as progress:
+        with byte_progress(console) as progress:
             task = progress.add_task(self.path.name, total=self.size)
             self._fetch_in_tries(sleep, lambda done, total: progress.update(task, completed=done, total=total))
-        digest = sha256_of(self.part)
+            progress.update(task, description=f"verifying {self.path.name}")  # it takes a while where it is large
+            digest = sha256_of(self.part)
         if self.sha256 not in (None, digest):
             self._discard()
             raise DownloadError(
@@ -264,9 +265,10 @@ class _Transfer:
                 raise DownloadError(f"{message}{self.hint}") from None
             raise _CutError(message) from None
         except urllib.error.URLError as error:
+            parts = urlsplit(self.url)
             raise _UnreachableError(
-                f"{urlsplit(self.url).hostname}: cannot be reached ({error.reason}); check the network, and "
-                "HTTPS_PROXY if it has a proxy"
+                f"{parts.hostname}: cannot be reached ({error.reason}); check the network, and "
+                f"{parts.scheme.upper()}_PROXY if it has a proxy"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise _CutError(f"{self.url}: no answer ({_reason(error)})") from None
@@ -309,7 +311,7 @@ class _Transfer:
     def _no_room(self, needed: int) -> DownloadError:
         free = shutil.disk_usage(self.path.parent).free
         return DownloadError(
-            f"{self.path.parent}: no room for {self.path.name}: {_megabytes(needed)} to come, {_megabytes(free)} free; "
+            f"{self.path.parent}: no room for {self.path.name}: {megabytes(needed)} to come, {megabytes(free)} free; "
             "make room and try again, what has arrived is kept"
         )
 
@@ -370,7 +372,8 @@ def _first_byte(response: Any) -> int | None:
     return int(match[1]) if match else None
 
 
-def _progress(console: Console | None) -> Progress:
+def byte_progress(console: Console | None) -> Progress:
+    """A bar that counts bytes, on a terminal only."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -390,5 +393,6 @@ def _not_written(path: Path, error: OSError) -> DownloadError:
     return DownloadError(f"{path}: cannot be written ({error.strerror or error})")
 
 
-def _megabytes(count: int) -> str:
+def megabytes(count: int) -> str:
+    """A number of bytes, for a message."""
     return f"{count / 1e6:,.1f} MB"

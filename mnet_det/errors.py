@@ -17,6 +17,24 @@ class CheckpointError(MnetDetError):
     """A model file that is missing, damaged, of another kind, or does not fit the data."""
 
 
+class ImageError(DataError):
+    """An image file that cannot be used.
+
+    Attributes:
+        kind: which fault it is, in the words of `mnet-det check`.
+        reason: the message without the file's name.
+    """
+
+    def __init__(self, path: object, reason: str, kind: str) -> None:
+        super().__init__(path, reason, kind)  # all of them, so that it comes whole out of another process
+        self.reason = reason
+        self.kind = kind
+
+    def __str__(self) -> str:
+        path, reason, _ = self.args
+        return f"{path}: {reason}"
+
+
 class SourceError(MnetDetError):
     """A camera, video, stream or folder that cannot be read, or a recording that cannot be written."""
 

@@ -126,10 +126,6 @@ class Batch:
         images = self.images.to(device, non_blocking=True)
         return Batch(images, [target.to(device) for target in self.targets], self.image_ids)
 
-    def pin_memory(self) -> Batch:
-        """The same batch with its images in page-locked memory (called by DataLoader), so that `to` need not wait."""
-        return Batch(self.images.pin_memory(), self.targets, self.image_ids)
-
 
 class Candidates(NamedTuple):
     """Every scored box, before threshold and NMS, torch or numpy. Shapes are static.

@@ -314,7 +314,7 @@ def test_train_explains_classes_that_differ(cli: Cli, config: Path, here: Path, 
     path = here.parent / "more.json"
     path.write_text(json.dumps(content))
     answer = cli("train", config, f"data.val_annotations={path}")
-    assert_explained(answer, "the training data have 6 classes", here)
+    assert_explained(answer, "the class 'unicorn' is not among the 6 of the training data", here)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_eval_refuses_data_with_classes_the_model_lacks(
         (["gone.pt", "--images", "IMAGES", "--annotations", "ANNOTATIONS"], "gone.pt: no such model file"),
         (["a.h5", "--images", "IMAGES", "--annotations", "ANNOTATIONS"], "ImageNet weights, not a detector"),
         (["--detections", "gone.json", "--annotations", "ANNOTATIONS"], "gone.json: no such file"),
-        (["--detections", "ANNOTATIONS", "--annotations", "ANNOTATIONS"], "expected a list of results"),
+        (["--detections", "ANNOTATIONS", "--annotations", "ANNOTATIONS"], "not COCO results; expected a list of them"),
     ],
 )
 def test_eval_explains_what_is_wrong(
@@ -759,7 +759,8 @@ def test_toy_draws_a_data_set_and_never_over_another(cli: Cli, here: Path) -> No
 def test_browse_writes_a_picture(cli: Cli, config: Path, here: Path) -> None:
     answer = cli("browse", config, "--out", "samples.png")
     assert answer.out == "wrote samples.png\n"
-    assert cv2.imread(str(here / "samples.png")).shape == (3 * 64, 4 * 64, 3)
+    # 12 pictures of 64 pixels, each shown as 4, with 4 black ones between
+    assert cv2.imread(str(here / "samples.png")).shape == (3 * 256 + 2 * 4, 4 * 256 + 3 * 4, 3)
 
 
 def test_browse_explains_a_format_that_is_none(cli: Cli, config: Path, here: Path) -> None:

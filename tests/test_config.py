@@ -189,3 +189,11 @@ def test_a_section_whose_settings_are_all_commented_out_takes_overrides(tmp_path
     config = load_config(path, ["data.root=x"])
     assert config.data.root == Path("x")
     assert config.train.epochs == Config().train.epochs
+
+
+def test_a_section_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """Lines that `check --config` proposes, pasted below the file, silently took the place of the whole section."""
+    path = tmp_path / "c.yaml"
+    path.write_text("model:\n  alpha: 0.5\ntrain:\n  epochs: 3\nmodel:\n  anchor_scales: [0.1, 0.9]\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: not YAML \('model' stands there twice, the second time .* line 5"):
+        load_config(path)

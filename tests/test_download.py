@@ -262,7 +262,9 @@ def test_without_a_network_the_host_the_reason_and_the_way_out_are_named_at_once
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and nobody listens
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/file.bin"
-        with pytest.raises(DownloadError, match=r"^127\.0\.0\.1: cannot be reached \(.*\); check .*; or use FILE$"):
+        with pytest.raises(
+            DownloadError, match=r"^127\.0\.0\.1: cannot be reached \(.*\); .* HTTP_PROXY .*; or use FILE$"
+        ):
             download(url, tmp_path / "file.bin", sha256=None, hint="or use FILE", sleep=waits)
     assert waits == []
 

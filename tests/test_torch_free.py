@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mnet_det.images import write_image
+
 PACKAGE = Path(__file__).parents[1] / "mnet_det"
+TORCH_SIDE = {f"mnet_det.data.{name}" for name in ("augment", "image_cache", "loader", "pixels")}
+"""What of the data is for training alone; the rest are tools for everybody."""
 
 WITHOUT_TORCH = """
 import sys
@@ -34,11 +39,8 @@ def run(code: str, *, folder: Path | None = None) -> subprocess.CompletedProcess
 def torch_free_modules() -> list[str]:
     paths = [path for folder in ("runtime", "live") for path in sorted((PACKAGE / folder).glob("*.py"))]
     inside = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths]
-    data = [
-        f"mnet_det.data.{name}"
-        for name in ("toy", "coco", "check", "convert")
-        if (PACKAGE / "data" / f"{name}.py").is_file()
-    ]
+    data = [f"mnet_det.data.{path.stem}" for path in sorted((PACKAGE / "data").glob("[a-z]*.py"))]
+    data = [name for name in data if name not in TORCH_SIDE]
     top = [f"mnet_det.{path.stem}" for path in sorted(PACKAGE.glob("[a-z]*.py")) if path.stem != "quickstart"]
     return ["mnet_det", *top, *data, *(name.removesuffix(".__init__") for name in inside)]
 
@@ -74,6 +76,18 @@ print(sorted({name.partition(".")[0] for name in sys.modules} - before - sys.std
 )
 def test_a_verb_runs_without_torch(tmp_path: Path, words: list[str]) -> None:
     assert_runs_without_torch(words, folder=tmp_path)
+
+
+def test_a_data_set_is_drawn_checked_and_converted_without_torch(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.png", np.zeros((48, 64, 3), np.uint8))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 1 1\n")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    (tmp_path / "a.xml").write_text(f"<annotation><object><name>dog</name>{box}</object></annotation>")
+    assert_runs_without_torch(["convert", "voc", ".", "--images", "images", "--out", "v.json"], folder=tmp_path)
+    assert_runs_without_torch(["convert", "yolo", ".", "--classes", "dog", "--out", "y.json"], folder=tmp_path)
+    val = ["--val", "y.json", "--val-images", "images"]
+    assert_runs_without_torch(["check", "v.json", "--images", "images", *val], folder=tmp_path)
 
 
 def test_an_exported_model_needs_no_torch(tmp_path: Path, toy: Path, toy_model: Path) -> None:

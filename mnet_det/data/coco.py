@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_det.errors import DataError
+from mnet_det.data.annotations import (
+    Examined,
+    compare_classes,
+    entry_faults,
+    examine_annotations,
+    is_box,
+    read_json,
+)
+from mnet_det.data.boxes import clip_boxes
+from mnet_det.data.faults import Fault
+from mnet_det.errors import DataError, ImageError
 from mnet_det.images import read_image
 from mnet_det.structures import Detections, FloatArray, Image, IntArray
 
@@ -43,25 +52,28 @@ class CocoData:
     Lists of dicts would be copied page by page into every worker as their reference counts change; arrays are not.
 
     Attributes:
+        source: the annotation file.
         folder: of the images.
-        class_names: K names, by ascending category id.
-        category_ids: the file's own ids, in the same order.
+        class_names: K names, by ascending category id, or in the order of the data that these were joined to.
+        category_ids: the file's own ids, in the same order; None for a class that only the data it was joined to have.
         image_ids: int64 [I].
         image_hws: int64 [I, 2].
-        skipped_boxes: boxes without area inside their image, left out of training (COCOeval still sees them).
+        left_out: faults of boxes that no detector can learn from (COCOeval still sees them).
     """
 
+    source: Path
     folder: Path
     class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | None, ...]
     image_ids: IntArray
     image_hws: IntArray
-    skipped_boxes: int
+    left_out: tuple[Fault, ...]
     _file_names: NDArray[np.bytes_]  # UTF-8 [I]
     _starts: IntArray  # [I + 1], where each image's boxes begin
     _boxes_xyxy: FloatArray  # [N, 4]
     _labels: IntArray  # [N]
     _crowd: NDArray[np.bool_]  # [N]
+    _annotation_ids: IntArray  # [N], 0 where the file gives none
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -71,23 +83,48 @@ class CocoData:
         """Boxes in all, crowd regions included."""
         return len(self._labels)
 
+    @property
+    def known_ids(self) -> tuple[int, ...]:
+        """The category ids of data that were joined to no other, which have them all.
+
+        Raises:
+            ValueError: a class has none.
+        """
+        ids = tuple(category_id for category_id in self.category_ids if category_id is not None)
+        if len(ids) < len(self.class_names):
+            raise ValueError(f"{self.source}: has no ids for {len(self.class_names) - len(ids)} of its classes")
+        return ids
+
+    def file_name(self, index: int) -> str:
+        """The image file as the annotations name it."""
+        return self._file_names[index].decode()
+
     def path(self, index: int) -> Path:
         """The image file."""
-        return self.folder / self._file_names[index].decode()
+        return self.folder / self.file_name(index)
 
     def image(self, index: int) -> Image:
         """RGB uint8 [H, W, 3], of the size the annotations give.
 
         Raises:
-            DataError: the file is missing, unreadable, or of another size.
+            ImageError: the file is missing, unreadable, or of another size.
         """
         height, width = self.image_hws[index]
         return read_image(self.path(index), size_hw=(int(height), int(width)))
 
     def truth(self, index: int) -> Truth:
         """The boxes of one image."""
-        here = slice(self._starts[index], self._starts[index + 1])
+        here = self._boxes_of(index)
         return Truth(self._boxes_xyxy[here], self._labels[here], self._crowd[here])
+
+    def annotation_ids(self, index: int) -> IntArray:
+        """The file's ids of the boxes of one image [M], in the order of `truth`; 0 where it gives none."""
+        return self._annotation_ids[self._boxes_of(index)]
+
+    def fault(self, index: int, error: ImageError) -> Fault:
+        """What is wrong with the file of one image, as `mnet-det check` says it."""
+        image_id = int(self.image_ids[index])
+        return Fault(error.kind, error.reason, str(self.source), image_id=image_id, file=self.file_name(index))
 
     def head(self, count: int) -> CocoData:
         """The first `count` images that have boxes of single objects.
@@ -99,110 +136,121 @@ class CocoData:
         wanted = np.flatnonzero(np.diff(objects[self._starts]) > 0)[:count]
         if not len(wanted):
             raise DataError(f"{self.folder}: none of its {len(self)} images has an object in it")
-        rows = np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in wanted]).astype(np.int64)
+        return self._select(wanted)
+
+    def without(self, faults: Iterable[Fault]) -> CocoData:
+        """All images but those that have one of these faults."""
+        image_ids = np.array([fault.image_id for fault in faults if fault.image_id is not None], np.int64)
+        return self._select(np.flatnonzero(~np.isin(self.image_ids, image_ids)))
+
+    def _select(self, wanted: IntArray) -> CocoData:
+        """The images at these places, with their boxes."""
+        rows = np.concatenate([np.arange(0), *(np.arange(len(self._labels))[self._boxes_of(i)] for i in wanted)])
         lengths = np.diff(self._starts)[wanted]
-        return CocoData(
-            self.folder,
-            self.class_names,
-            self.category_ids,
-            self.image_ids[wanted],
-            self.image_hws[wanted],
-            self.skipped_boxes,
-            self._file_names[wanted],
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            self._boxes_xyxy[rows],
-            self._labels[rows],
-            self._crowd[rows],
+        image_ids = set(self.image_ids[wanted].tolist())
+        return replace(
+            self,
+            image_ids=self.image_ids[wanted],
+            image_hws=self.image_hws[wanted],
+            left_out=tuple(fault for fault in self.left_out if fault.image_id in image_ids),
+            _file_names=self._file_names[wanted],
+            _starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            _boxes_xyxy=self._boxes_xyxy[rows],
+            _labels=self._labels[rows],
+            _crowd=self._crowd[rows],
+            _annotation_ids=self._annotation_ids[rows],
         )
+
+    def _boxes_of(self, index: int) -> slice:
+        return slice(self._starts[index], self._starts[index + 1])
 
     def require_files(self) -> None:
         """Raise DataError if an image file is missing, naming the first ones."""
-        missing = [path for path in map(self.path, range(len(self))) if not path.is_file()]
+        missing = [i for i in range(len(self)) if not os.path.isfile(self.path(i))]
         if missing:
-            named = ", ".join(path.name for path in missing[:PLACES_NAMED])
+            named = ", ".join(self.file_name(index) for index in missing[:PLACES_NAMED])
             raise DataError(
                 f"{self.folder}: {len(missing)} of {len(self)} images are missing, such as {named}; "
                 "is this the folder that belongs to the annotations?"
             )
 
 
-def read_coco(annotations: Path, images: Path, *, classes: Sequence[str] | None = None) -> CocoData:
+def read_coco(
+    annotations: Path,
+    images: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    joined_to: Sequence[str] | None = None,
+) -> CocoData:
     """Read an annotation file.
 
     Args:
         annotations: COCO JSON.
         images: folder of the image files.
         classes: keep only these classes, by name; images without any of them stay, as background.
+        joined_to: class names of other data, in the order of their labels, which these data take over. Classes are
+            joined by name: ids and order may differ, and some may be missing.
 
     Raises:
-        DataError: a file or folder is missing, or the file is not COCO JSON, or an entry contradicts another.
+        DataError: a file or folder is missing, the annotations have a fatal fault, or they have classes that the
+            data they are joined to lack (and `classes` does not leave out).
     """
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of images")
-    content = read_coco_json(annotations)
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    if classes is not None:
-        unknown = [name for name in classes if name not in {category["name"] for category in categories}]
-        if unknown:
-            raise DataError(
-                f"data.classes: {', '.join(unknown)} not in {annotations}; it has "
-                f"{', '.join(category['name'] for category in categories)}"
-            )
-        categories = [category for category in categories if category["name"] in set(classes)]
-    label_of = {category["id"]: label for label, category in enumerate(categories)}
-    image_index = {image["id"]: index for index, image in enumerate(content["images"])}
-    image_hws = np.array([(i["height"], i["width"]) for i in content["images"]], np.int64).reshape(-1, 2)
-    kept = [a for a in content["annotations"] if a["category_id"] in label_of]
+    examined = examine_annotations(annotations)
+    refuse_fatal(examined.faults)
+    class_names, category_ids = _classes(examined, annotations, classes=classes, joined_to=joined_to)
+    label_of = {category_id: label for label, category_id in enumerate(category_ids) if category_id is not None}
+    image_index = {image["id"]: index for index, image in enumerate(examined.images)}
+    image_hws = np.array([(i["height"], i["width"]) for i in examined.images], np.int64).reshape(-1, 2)
+    kept = [a for a in examined.annotations if a["category_id"] in label_of]
     kept.sort(key=lambda a: image_index[a["image_id"]])
     owners = np.array([image_index[a["image_id"]] for a in kept], np.int64)
-    boxes_xyxy = _clip(np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4), image_hws[owners])
+    boxes_xyxy = clip_boxes(np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4), image_hws[owners, ::-1])
     sound = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
     return CocoData(
+        source=annotations,
         folder=images,
-        class_names=tuple(category["name"] for category in categories),
-        category_ids=tuple(category["id"] for category in categories),
-        image_ids=np.array([image["id"] for image in content["images"]], np.int64),
+        class_names=class_names,
+        category_ids=category_ids,
+        image_ids=np.array([image["id"] for image in examined.images], np.int64),
         image_hws=image_hws,
-        skipped_boxes=int((~sound).sum()),
-        _file_names=np.array([image["file_name"].encode() for image in content["images"]]),
+        left_out=tuple(fault for fault in examined.faults if fault.handling == "left out"),
+        _file_names=np.array([image["file_name"].encode() for image in examined.images]),
         _starts=np.searchsorted(owners[sound], np.arange(len(image_hws) + 1)).astype(np.int64),
         _boxes_xyxy=boxes_xyxy[sound],
         _labels=np.array([label_of[a["category_id"]] for a in kept], np.int64)[sound],
-        _crowd=np.array([bool(a["iscrowd"]) for a in kept], bool)[sound],
+        _crowd=np.array([bool(a.get("iscrowd")) for a in kept], bool)[sound],
+        _annotation_ids=np.array([a.get("id") or 0 for a in kept], np.int64)[sound],
     )
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
-    """An annotation file as COCOeval wants it: checked, with missing `area` (w × h) and `iscrowd` (0) filled in.
+    """An annotation file as COCOeval wants it, with missing `area` (w × h) and `iscrowd` (0) filled in.
 
     Raises:
-        DataError: not COCO JSON; the message says what is missing or contradictory, and where.
+        DataError: it is missing, or has a fatal fault; the message says what, and where.
     """
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not COCO JSON; expected an object with images, annotations and categories")
-    for key, fields in _REQUIRED.items():
-        _check_entries(path, key, content.get(key), fields)
-    if not content["images"] or not content["categories"]:
-        raise DataError(f"{path}: has {len(content['images'])} images and {len(content['categories'])} categories")
-    for number, image in enumerate(content["images"]):
-        if image["height"] < 1 or image["width"] < 1:
-            raise DataError(f"{path}: images[{number}]: {image['width']}x{image['height']} pixels is not a size")
-    for key in _REQUIRED:
-        _check_unique(path, key, [entry["id"] for entry in content[key] if entry.get("id") is not None])
-    _check_unique(path, "categories' names", [category["name"] for category in content["categories"]])
-    known = {key: {entry["id"] for entry in content[key]} for key in ("images", "categories")}
-    for number, annotation in enumerate(content["annotations"]):
-        place = f"{path}: annotation {annotation.get('id', f'number {number}')}"
-        for key, owner in (("image_id", "images"), ("category_id", "categories")):
-            if annotation[key] not in known[owner]:
-                raise DataError(f"{place}: {key} {annotation[key]} is not among the {owner}")
-        _check_box(place, annotation["bbox"])
-        annotation["id"] = number + 1  # COCOeval takes 0 for "no match", and boxes of one id for one box
+    examined = examine_annotations(path)
+    refuse_fatal(examined.faults)
+    for number, annotation in enumerate(examined.annotations, start=1):
+        annotation["id"] = number  # COCOeval takes 0 for "no match"
         if annotation.get("area") is None:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         annotation["iscrowd"] = annotation.get("iscrowd") or 0
-    return content
+    return {"images": examined.images, "annotations": examined.annotations, "categories": examined.categories}
+
+
+def refuse_fatal(faults: Iterable[Fault]) -> None:
+    """Stop at what `mnet-det check` calls fatal, in its words.
+
+    Raises:
+        DataError: there is such a fault; the first is named, the others are counted.
+    """
+    fatal = [fault for fault in faults if fault.handling == "fatal"]
+    if fatal:
+        more = f" (and {len(fatal) - 1} more; `mnet-det check` lists them all)" if len(fatal) > 1 else ""
+        raise DataError(f"{fatal[0]}{more}")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -211,15 +259,19 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is missing or is not such a list.
     """
-    content = _read_json(path)
-    _check_entries(
-        path, "results", content, {"image_id": (int, str), "category_id": int, "bbox": list, "score": (int, float)}
-    )
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, list):
+        raise DataError(f"{path}: not COCO results; expected a list of them, found a {type(content).__name__}")
+    for number, message in entry_faults(content, _RESULT):
+        raise DataError(f"{path}: results[{number}]: {message}")
     for number, result in enumerate(content):
-        _check_box(f"{path}: results[{number}]", result["bbox"])
-        if not math.isfinite(result["score"]):
-            raise DataError(f"{path}: results[{number}]: score {result['score']} is not a finite number")
-    return list(content)
+        if not is_box(result["bbox"]):
+            message = f"bbox {reprlib.repr(result['bbox'])} is not four finite numbers x, y, width, height"
+            raise DataError(f"{path}: results[{number}]: {message}")
+    return content
 
 
 def to_results(detections: Detections, *, image_id: int | str, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -237,64 +289,20 @@ def to_results(detections: Detections, *, image_id: int | str, category_ids: Seq
     ]
 
 
-_REQUIRED: dict[str, dict[str, Any]] = {
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "annotations": {
-        "image_id": int,
-        "category_id": int,
-        "bbox": list,
-        "id": (int, NoneType),
-        "area": (int, float, NoneType),
-        "iscrowd": (int, NoneType),
-    },
-    "categories": {"id": int, "name": str},
-}
-"""Kinds of the fields that are read; those that may be missing are allowed to be null."""
-_KIND_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", NoneType: "nothing"}
+_RESULT = {"image_id": (int, str), "category_id": int, "bbox": list, "score": (int, float)}
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-
-
-def _check_entries(path: Path, key: str, entries: Any, fields: dict[str, Any]) -> None:
-    if not isinstance(entries, list):
-        came = "nothing" if entries is None else f"a {type(entries).__name__}"
-        raise DataError(f"{path}: not COCO JSON; expected a list of {key}, found {came}")
-    for number, entry in enumerate(entries):
-        for field, kind in fields.items():
-            value = entry.get(field) if isinstance(entry, dict) else None
-            if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and abs(value) >= 2**63):
-                raise DataError(f"{path}: {key}[{number}]: '{field}' is {value!r}, expected {_kind_name(kind)}")
-
-
-def _check_box(place: str, box: list[Any]) -> None:
-    if len(box) != 4 or not all(isinstance(side, int | float) and abs(side) < 1e9 for side in box):  # false for NaN
-        raise DataError(f"{place}: bbox {box} is not four finite numbers x, y, width, height")
-
-
-def _kind_name(kind: Any) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(_KIND_NAMES[kind] for kind in kinds)
-
-
-def _check_unique(path: Path, what: str, values: list[Any]) -> None:
-    if len(set(values)) != len(values):
-        seen: set[Any] = set()
-        twice = next(value for value in values if value in seen or seen.add(value))  # type: ignore[func-returns-value]
-        raise DataError(f"{path}: {what}: {twice!r} occurs twice")
-
-
-def _clip(boxes_xywh: NDArray[np.float64], image_hws: IntArray) -> FloatArray:
-    """[N, 4] xywh to xyxy inside each box's own image [N, 2]."""
-    limits_xy = image_hws[:, ::-1]
-    top_left = np.clip(boxes_xywh[:, :2], 0, limits_xy)
-    bottom_right = np.clip(boxes_xywh[:, :2] + boxes_xywh[:, 2:], 0, limits_xy)
-    return np.concatenate([top_left, bottom_right], axis=1).astype(np.float32)
+def _classes(
+    examined: Examined, source: Path, *, classes: Sequence[str] | None, joined_to: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    """Class names in the order of their labels, and this file's id of each."""
+    ids = {c["name"]: c["id"] for c in sorted(examined.categories, key=lambda category: category["id"])}
+    if joined_to is not None:
+        if classes is None:
+            refuse_fatal(compare_classes(joined_to, list(ids), source=str(source)))
+        return tuple(joined_to), tuple(ids.get(name) for name in joined_to)
+    unknown = [name for name in classes or () if name not in ids]
+    if unknown:
+        raise DataError(f"data.classes: {', '.join(unknown)} not in {source}; it has {', '.join(ids)}")
+    names = tuple(name for name in ids if classes is None or name in classes)
+    return names, tuple(ids[name] for name in names)

@@ -2,49 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mnet_det.data.augment import Augment, Preset, Sample
-from mnet_det.data.coco import CocoData
-from mnet_det.errors import DataError
+from mnet_det.data.coco import CocoData, Truth
+from mnet_det.data.faults import Fault
+from mnet_det.data.pixels import DecodedPixels, Pixels
+from mnet_det.errors import DataError, ImageError
 from mnet_det.preprocess import ResizeMode
-from mnet_det.structures import Batch, Target
+from mnet_det.structures import Batch, Image, Target
 
 Draw = tuple[int, int]
 """Epoch and image index. A sample is a function of these and the seed alone, so workers hold no state to save."""
 
 
-class TrainingSamples(Dataset[tuple[int, Sample]]):
-    """Image id and augmented sample of a `Draw`."""
+NO_PIXELS = np.zeros((3, 0, 0), np.uint8)
+MOST_IN_A_ROW = 100
+"""How many images after each other may be of no use before it is taken for a fault of the whole set."""
 
-    def __init__(self, data: CocoData, augment: Augment, *, seed: int) -> None:
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a draw gave.
+
+    Attributes:
+        image_id: of the image that was used.
+        sample: it, augmented.
+        left_out: what was wrong with those before it, which could not be used.
+    """
+
+    image_id: int
+    sample: Sample
+    left_out: list[Fault] = field(default_factory=list)
+
+    def without_pixels(self) -> Drawn:
+        """All but the image."""
+        return replace(self, sample=replace(self.sample, image=NO_PIXELS))
+
+
+class TrainingSamples(Dataset[Drawn]):
+    """The augmented sample of a `Draw`; the next image takes the place of one that cannot be used."""
+
+    def __init__(self, data: CocoData, augment: Augment, *, seed: int, pixels: Pixels | None = None) -> None:
+        """Samples of `data`, with the pixels that `pixels` gives, or else those of its files."""
         self._data = data
         self._augment = augment
         self._seed = seed
+        self._pixels = pixels or data.image
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, draw: Draw) -> tuple[int, Sample]:
+    def __getitem__(self, draw: Draw) -> Drawn:
         """Read and augment one image.
 
         Raises:
-            DataError: the image cannot be used; the message names the file.
+            DataError: an annotation breaks the augmentation, or many images in a row cannot be used.
         """
-        epoch, index = draw
+        epoch, drawn = draw
+        left_out: list[Fault] = []
+        for step in range(min(MOST_IN_A_ROW, len(self))):
+            index = (drawn + step) % len(self)
+            try:
+                image = self._pixels(index)
+            except ImageError as error:
+                left_out.append(self._data.fault(index, error))
+            else:
+                return Drawn(int(self._data.image_ids[index]), self._sample(epoch, index, image), left_out)
+        raise DataError(f"{left_out[0]}; nor can the {len(left_out) - 1} images after it be used")
+
+    def _sample(self, epoch: int, index: int, image: Image) -> Sample:
         seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
-        image, truth = self._data.image(index), self._data.truth(index)
+        truth = _scaled(self._data.truth(index), self._data.image_hws[index], image)
         try:
-            sample = self._augment(image, truth, seed=seed)
-        except (ValueError, cv2.error) as error:
+            return self._augment(image, truth, seed=seed)
+        except Exception as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"{self._data.path(index)}: cannot be augmented ({reason})") from error
-        return int(self._data.image_ids[index]), sample
+            raise DataError(f"{self._place(index, image, truth, seed)}: cannot be augmented ({reason})") from error
+
+    def _place(self, index: int, image: Image, truth: Truth, seed: int) -> str:
+        """The file, and the annotation that is to blame: the first without which it goes well up to there."""
+        place = f"{self._data.path(index)}: image {self._data.image_ids[index]}"
+        for count in range(len(truth.labels) + 1):
+            first = Truth(truth.boxes_xyxy[:count], truth.labels[:count], truth.crowd[:count])
+            try:
+                self._augment(image, first, seed=seed)
+            except Exception:  # noqa: BLE001  # whatever it is, it is this box's
+                annotation_id = self._data.annotation_ids(index)[count - 1] if count else 0
+                return f"{place}, annotation {annotation_id}" if annotation_id else place
+        return place
+
+
+def _scaled(truth: Truth, annotated_hw: np.ndarray, image: Image) -> Truth:
+    """Boxes in the pixels of an image that was made smaller."""
+    height, width = annotated_hw
+    if image.shape[:2] == (height, width):
+        return truth
+    y, x = image.shape[0] / height, image.shape[1] / width
+    return replace(truth, boxes_xyxy=truth.boxes_xyxy * np.array([x, y, x, y], np.float32))
 
 
 class EpochBatches(Sampler[list[Draw]]):
@@ -89,19 +150,40 @@ class ScoringBatches(Sampler[list[Draw]]):
 
 
 class Batches(DataLoader[Batch]):
-    """torch's loader, but a fault in a worker stays the one line it is."""
+    """torch's loader, but a fault in a worker stays the one line it is, and images of no use are told.
+
+    Attributes:
+        left_out: images that could not be used so far, by id.
+        say: called once with each of them.
+    """
+
+    left_out: dict[int, Fault]
+    say: Callable[[Fault], None]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator class
         """Batches, one after another.
 
         Raises:
-            DataError: an image cannot be used; the message names the file.
+            DataError: an annotation breaks the augmentation, or hardly any image can be used.
         """
         try:
-            yield from super().__iter__()
+            for images, draws in super().__iter__():
+                for fault in (fault for drawn in draws for fault in drawn.left_out):
+                    self._leave_out(fault)
+                yield make_batch(images, draws)
         except DataError as error:  # from a worker, its text is a whole traceback
             message = str(error).strip().rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]
             raise DataError(message) from error
+
+    def _leave_out(self, fault: Fault) -> None:
+        assert fault.image_id is not None
+        if fault.image_id in self.left_out:
+            return
+        self.left_out[fault.image_id] = fault
+        self.say(fault)
+        images = len(self.dataset)  # type: ignore[arg-type]  # ours has a length
+        if 2 * len(self.left_out) > images:
+            raise DataError(f"{len(self.left_out)} of {images} images cannot be used, such as {fault}")
 
 
 def make_loader(
@@ -113,12 +195,33 @@ def make_loader(
     mode: ResizeMode,
     seed: int,
     workers: int,
+    pixels: Pixels | None = None,
+    say: Callable[[Fault], None] = lambda fault: None,
     pin_memory: bool = False,
 ) -> Batches:
-    """Batches of `data` in the order of `batches`."""
-    samples = TrainingSamples(data, Augment(preset, network_hw=network_hw, mode=mode), seed=seed)
-    return Batches(
-        samples,  # type: ignore[arg-type]  # collate turns the samples into a Batch
+    """Batches of `data` in the order of `batches`.
+
+    Args:
+        data: images and boxes.
+        batches: which of them, epoch after epoch.
+        preset: how they are augmented.
+        network_hw: size of the images in a batch.
+        mode: how they are brought to it.
+        seed: of what is random.
+        workers: processes that read and augment; 0 to do it in this one.
+        pixels: where the images of `data` come from; their files unless given.
+        say: called once with each image that cannot be used, and so is left out.
+        pin_memory: let batches lie where a GPU can fetch them.
+
+    Raises:
+        ValueError: the pixels are of other data.
+    """
+    if pixels is not None and pixels.data is not data:
+        raise ValueError("pixels are of other data than those that are to be loaded")
+    pixels = pixels or DecodedPixels(data, preset=preset, network_hw=network_hw, mode=mode)
+    augment = Augment(preset, network_hw=network_hw, mode=mode)
+    loader = Batches(
+        TrainingSamples(data, augment, seed=seed, pixels=pixels),  # type: ignore[arg-type]  # collate makes a Batch
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
@@ -126,10 +229,24 @@ def make_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread_each,
     )
+    loader.left_out, loader.say = {}, say
+    return loader
 
 
-def collate(samples: Sequence[tuple[int, Sample]]) -> Batch:
-    """Samples of one size into a `Batch`."""
+def collate(draws: Sequence[Drawn]) -> tuple[torch.Tensor, list[Drawn]]:
+    """Images of one size as one tensor uint8 [B, 3, H, W], and all else that was drawn.
+
+    The rest stays numpy on its way out of a worker: each tensor would take a file of shared memory of its own.
+    """
+    images = torch.empty((len(draws), *draws[0].sample.image.shape), dtype=torch.uint8)
+    if get_worker_info() is not None:
+        images.share_memory_()  # before it is filled; afterwards all of it would be copied
+    np.stack([drawn.sample.image for drawn in draws], out=images.numpy())
+    return images, [drawn.without_pixels() for drawn in draws]
+
+
+def make_batch(images: torch.Tensor, draws: Sequence[Drawn]) -> Batch:
+    """What `collate` made, as a `Batch`."""
     targets = [
         Target(
             boxes_xyxy=torch.from_numpy(sample.boxes_xyxy),
@@ -137,10 +254,9 @@ def collate(samples: Sequence[tuple[int, Sample]]) -> Batch:
             ignored_xyxy=torch.from_numpy(sample.ignored_xyxy),
             valid_hw=sample.valid_hw,
         )
-        for _, sample in samples
+        for sample in (drawn.sample for drawn in draws)
     ]
-    images = torch.from_numpy(np.stack([sample.image for _, sample in samples]))
-    return Batch(images, targets, [image_id for image_id, _ in samples])
+    return Batch(images, targets, [drawn.image_id for drawn in draws])
 
 
 def _one_thread_each(worker: int) -> None:

@@ -16,9 +16,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mnet_det.data.coco import CocoData, read_coco_json, to_results
-from mnet_det.errors import DataError
+from mnet_det.data.faults import Fault
+from mnet_det.errors import DataError, ImageError
 from mnet_det.runtime.predictor import Predictor
-from mnet_det.structures import Detections
+from mnet_det.structures import Detections, Image
 
 NUMBERS = (
     "AP",
@@ -50,6 +51,7 @@ class Scores:
         images: how many were scored.
         detections: how many were judged.
         classes_left_out: classes of the model that the data lack; their detections were not judged.
+        left_out: images that could not be used, and so were not scored.
     """
 
     numbers: dict[str, float | None]
@@ -57,6 +59,7 @@ class Scores:
     images: int
     detections: int
     classes_left_out: int = 0
+    left_out: tuple[Fault, ...] = ()
 
     @property
     def ap(self) -> float:
@@ -71,12 +74,13 @@ class Scores:
             "images": self.images,
             "runtime": runtime,
             "classes_left_out": self.classes_left_out,
+            "left_out": [fault.to_json() for fault in self.left_out],
         }
 
 
 def detect_all(
     predictor: Predictor, data: CocoData, *, batch_size: int | None = None
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[dict[str, Any]] | Fault]:
     """Run a model over a data set.
 
     Classes are joined by name, so the order of the data's ids does not matter; classes that the data lack are left
@@ -88,20 +92,24 @@ def detect_all(
         batch_size: images that go through the network together; what the model takes at a time unless given.
 
     Yields:
-        The COCO results of one image after another, with the data's own image and category ids.
+        The COCO results of one image after another, with the data's own image and category ids, or what is wrong
+        with one that cannot be used.
 
     Raises:
-        DataError: the data have classes that the model does not know, or an image cannot be read.
+        DataError: the data have classes that the model does not know.
     """
     category_ids = join_classes(predictor.class_names, data)
     kept = np.array([category_id is not None for category_id in category_ids])
     found = _detect_overlapped(predictor, data, batch_size=batch_size or predictor.backend.batch)
     for image_id, detections in zip(data.image_ids, found, strict=True):
-        yield to_results(
-            detections[kept[detections.labels]],
-            image_id=int(image_id),
-            category_ids=category_ids,  # type: ignore[arg-type]  # those kept have ids
-        )
+        if isinstance(detections, Fault):
+            yield detections
+        else:
+            yield to_results(
+                detections[kept[detections.labels]],
+                image_id=int(image_id),
+                category_ids=category_ids,  # type: ignore[arg-type]  # those kept have ids
+            )
 
 
 def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Scores:
@@ -156,15 +164,40 @@ def evaluate(
 def score_model(
     predictor: Predictor, data: CocoData, truth: Mapping[str, Any], *, batch_size: int | None = None
 ) -> tuple[Scores, list[dict[str, Any]]]:
-    """As `evaluate`, with the annotations already read: `truth` as `restrict` gives it."""
-    results = [result for found in detect_all(predictor, data, batch_size=batch_size) for result in found]
-    left_out = len(set(predictor.class_names) - set(data.class_names))
-    return replace(score_results(results, truth), classes_left_out=left_out), results
+    """As `evaluate`, with the annotations already read: `truth` as `restrict` gives it.
+
+    Images that cannot be used are not scored. What COCOeval gets has the model's order of classes, so that AP does not
+    depend on the data's ids, not even in the last digit.
+
+    Raises:
+        DataError: as `detect_all`, or more than half of the images cannot be used.
+    """
+    found = list(detect_all(predictor, data, batch_size=batch_size))
+    left_out = tuple(entry for entry in found if isinstance(entry, Fault))
+    if 2 * len(left_out) > len(data):
+        raise DataError(f"{len(left_out)} of {len(data)} images cannot be used, such as {left_out[0]}")
+    results = [result for entry in found if not isinstance(entry, Fault) for result in entry]
+    number_of = {own: label for label, own in enumerate(join_classes(predictor.class_names, data), start=1)}
+    judged = [{**result, "category_id": number_of[result["category_id"]]} for result in results]
+    scores = score_results(judged, _renumber(restrict(truth, data.without(left_out)), number_of))
+    lacking = sum(own is None for own in join_classes(predictor.class_names, data))
+    return replace(scores, classes_left_out=lacking, left_out=left_out), results
+
+
+def _renumber(truth: Mapping[str, Any], number_of: Mapping[int | None, int]) -> dict[str, Any]:
+    """The same annotations with other category ids."""
+    return {
+        "images": truth["images"],
+        "categories": [{**category, "id": number_of[category["id"]]} for category in truth["categories"]],
+        "annotations": [
+            {**annotation, "category_id": number_of[annotation["category_id"]]} for annotation in truth["annotations"]
+        ],
+    }
 
 
 def restrict(truth: Mapping[str, Any], data: CocoData) -> dict[str, Any]:
     """The part of an annotation file that `data` holds: its images and its classes."""
-    image_ids, category_ids = set(data.image_ids.tolist()), set(data.category_ids)
+    image_ids, category_ids = set(data.image_ids.tolist()), set(data.category_ids) - {None}
     return {
         "images": [image for image in truth["images"] if image["id"] in image_ids],
         "categories": [category for category in truth["categories"] if category["id"] in category_ids],
@@ -189,7 +222,7 @@ def join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]
             f"{len(unknown)} of them ({', '.join(unknown)}); score it on its own classes, or train it on these"
         )
     id_of = dict(zip(data.class_names, data.category_ids, strict=True))
-    return [id_of.get(name) for name in class_names]
+    return [id_of.get(name) for name in class_names]  # None too where the data only took the name over
 
 
 def _coco(content: Mapping[str, Any]) -> COCO:
@@ -205,14 +238,14 @@ def _mean(precision: np.ndarray) -> float | None:
     return float(valid.mean()) if valid.size else None
 
 
-def _detect_overlapped(predictor: Predictor, data: CocoData, *, batch_size: int) -> Iterator[Detections]:
+def _detect_overlapped(predictor: Predictor, data: CocoData, *, batch_size: int) -> Iterator[Detections | Fault]:
     """Detections of all images in order; some images are read while others are in the network."""
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(predictor.backend.callers) as detectors:
-        pending: deque[Future[list[Detections]]] = deque()
+        pending: deque[Future[list[Detections | Fault]]] = deque()
 
-        def detect(indices: range) -> Future[list[Detections]]:
-            images = [readers.submit(data.image, index) for index in indices]
-            return detectors.submit(lambda: predictor.batch([image.result() for image in images]))
+        def detect(indices: range) -> Future[list[Detections | Fault]]:
+            images = [readers.submit(_read, data, index) for index in indices]
+            return detectors.submit(lambda: _detect(predictor, [image.result() for image in images]))
 
         try:
             for start in range(0, len(data), batch_size):
@@ -224,3 +257,17 @@ def _detect_overlapped(predictor: Predictor, data: CocoData, *, batch_size: int)
         finally:  # a fault, or the caller has seen enough: what is not begun is not awaited
             readers.shutdown(cancel_futures=True)
             detectors.shutdown(cancel_futures=True)
+
+
+def _read(data: CocoData, index: int) -> Image | Fault:
+    try:
+        return data.image(index)
+    except ImageError as error:
+        return data.fault(index, error)
+
+
+def _detect(predictor: Predictor, read: Sequence[Image | Fault]) -> list[Detections | Fault]:
+    """Detections of the images; faults stay where they are."""
+    images = [entry for entry in read if not isinstance(entry, Fault)]
+    detections = iter(predictor.batch(images) if images else [])
+    return [entry if isinstance(entry, Fault) else next(detections) for entry in read]

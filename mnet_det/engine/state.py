@@ -81,12 +81,12 @@ def save_state(state: State, config: Config, data: CocoData, out: Path, *, best:
         "steps_per_epoch": state.steps_per_epoch,
     }
     if best:  # first: once last.pt knows the best AP, nothing would write this again
-        save_checkpoint(out / "best.pt", Checkpoint(config, data.class_names, data.category_ids, weights))
+        save_checkpoint(out / "best.pt", Checkpoint(config, data.class_names, data.known_ids, weights))
     last = out / "last.pt"
     if last.exists():  # copied, not renamed: a run that is killed here still has its last.pt
         with whole_file(out / "previous.pt") as temporary:
             shutil.copyfile(last, temporary)
-    save_checkpoint(last, Checkpoint(config, data.class_names, data.category_ids, weights, training))
+    save_checkpoint(last, Checkpoint(config, data.class_names, data.known_ids, weights, training))
 
 
 def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: CocoData, *, source: Path) -> None:

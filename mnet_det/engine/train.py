@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mnet_det.cache import cache_folder
 from mnet_det.config import Config, ModelConfig, Split
 from mnet_det.data import open_data
 from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData, read_coco_json
+from mnet_det.data.faults import Fault
+from mnet_det.data.image_cache import open_cache
 from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
+from mnet_det.data.pixels import Pixels
 from mnet_det.doctor import usable_cores
 from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint
 from mnet_det.engine.evaluate import Scores, restrict, score_model
+from mnet_det.engine.left_out import LeftOut
 from mnet_det.engine.pictures import picture_batch, picture_predictions
 from mnet_det.engine.run_log import Row, RunLog
 from mnet_det.engine.start import adopt_needs, open_start, start_from, unfold
 from mnet_det.engine.state import State, restore_state, save_state, start_state
 from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
-from mnet_det.errors import ConfigError, DataError, MnetDetError
+from mnet_det.errors import ConfigError, MnetDetError
 from mnet_det.files import write_text
 from mnet_det.images import write_image
 from mnet_det.runtime.predictor import Predictor
@@ -73,7 +78,7 @@ def train(
 
     Raises:
         ConfigError: a setting that this machine or these data cannot follow, or `out` holds another run.
-        DataError: images or annotations that cannot be used, or the two splits do not name the same classes.
+        DataError: the data have a fault that `mnet-det check` calls fatal, or the validation has classes of its own.
         CheckpointError: `resume` or `model.init` does not fit.
     """
     console = console or Console(quiet=True)
@@ -89,15 +94,23 @@ def train(
     val_split: Split = "val" if overfit is None else "train"
     data = open_data(config.data, "train")
     if overfit is None:
-        val_data = open_data(config.data, "val")
+        val_data = open_data(config.data, "val", joined_to=data)
     else:
         data = val_data = data.head(overfit)
-    _require_same_classes(data, val_data)
     truth = restrict(read_coco_json(config.data.annotations(val_split)), val_data)
     # A few images make an epoch of few steps; visited often enough, they make as many as bookkeeping is worth.
     passes = 1 if overfit is None else math.ceil(OVERFIT_STEPS * config.train.batch_size / len(data))
     batches = EpochBatches(len(data), batch_size=config.train.batch_size, seed=config.train.seed, passes=passes)
-    loader = _loader(data, batches, config, device, preset=config.data.augment)
+    left_out = LeftOut(out, console)
+    loader = _loader(
+        data,
+        batches,
+        config,
+        device,
+        preset=config.data.augment,
+        pixels=_cached_pixels(config, data, console) if config.data.cache else None,
+        say=lambda fault: left_out.add([fault]),
+    )
     state = start_state(
         config,
         num_classes=len(data.class_names),
@@ -114,6 +127,7 @@ def train(
         raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
     write_text(out / "config.yaml", config.to_yaml())
     console.print(_header(config, data, val_data, device), highlight=False)
+    left_out.add([*data.left_out, *val_data.left_out])
 
     with RunLog(out, first_epoch=state.epoch) as log:
         while state.epoch < config.train.epochs:
@@ -122,8 +136,10 @@ def train(
             state.epoch += 1
             best = False
             if state.epoch % config.train.eval_every == 0 or state.epoch == config.train.epochs:
+                scores = _score(state, data, val_data, truth, config, out)
+                left_out.add(scores.left_out)
+                val_data = val_data.without(scores.left_out)
                 row["val_loss"] = _validation_loss(state, val_data, config, device)
-                scores = _score(state, val_data, truth, config, out)
                 row |= {"AP": scores.numbers["AP"], "AP50": scores.numbers["AP50"]}
                 best = scores.ap > state.best_ap
                 state.best_ap = max(scores.ap, state.best_ap)
@@ -156,7 +172,7 @@ def overfit_config(config: Config, *, images: int) -> Config:
                     "roi_samples": _overfit_regions(config.model),
                 }
             ),
-            "data": config.data.model_copy(update={"augment": "none"}),
+            "data": config.data.model_copy(update={"augment": "none", "cache": False}),
             "train": config.train.model_copy(update=settings),
         }
     )
@@ -193,15 +209,6 @@ def _require_own_folder(out: Path, resume: Path | None) -> None:
         raise ConfigError(f"{out}: is a file; --out names the run's folder")
     if (out / "last.pt").exists() and (resume is None or resume.resolve().parent != out.resolve()):
         raise ConfigError(f"{out}: holds a run already; go on with --resume auto, or choose another --out")
-
-
-def _require_same_classes(data: CocoData, val_data: CocoData) -> None:
-    """A label must mean the same in both splits; found out before the first epoch, not after it."""
-    if data.class_names != val_data.class_names:
-        ours, theirs = (f"{len(d.class_names)} classes ({', '.join(d.class_names[:5])})" for d in (data, val_data))
-        raise DataError(
-            f"the training data have {ours}, the validation data {theirs}; both must have the same, in the same order"
-        )
 
 
 def _origin(config: Config, resume: Path | None, console: Console) -> Checkpoint | None:
@@ -321,6 +328,8 @@ def _loader(
     device: torch.device,
     *,
     preset: Preset,
+    pixels: Pixels | None = None,
+    say: Callable[[Fault], None] = lambda fault: None,
 ) -> DataLoader[Batch]:
     return make_loader(
         data,
@@ -330,7 +339,22 @@ def _loader(
         mode=config.model.resize,
         seed=config.train.seed,
         workers=min(config.data.workers, usable_cores()),  # a recipe's number may be for a larger machine
+        pixels=pixels,
+        say=say,
         pin_memory=device.type == "cuda",
+    )
+
+
+def _cached_pixels(config: Config, data: CocoData, console: Console) -> Pixels:
+    """The training images resized once and for all, in the user's cache or in the folder that the config names."""
+    chosen = config.data.cache
+    return open_cache(
+        data,
+        preset=config.data.augment,
+        network_hw=config.model.input_hw,
+        mode=config.model.resize,
+        folder=chosen if isinstance(chosen, Path) else cache_folder() / "images",
+        console=console,
     )
 
 
@@ -349,12 +373,14 @@ def _validation_loss(state: State, data: CocoData, config: Config, device: torch
     return total / len(data)
 
 
-def _score(state: State, data: CocoData, truth: Mapping[str, Any], config: Config, out: Path) -> Scores:
-    metadata = describe(config, name=out.name, class_names=data.class_names, category_ids=data.category_ids)
+def _score(
+    state: State, data: CocoData, val_data: CocoData, truth: Mapping[str, Any], config: Config, out: Path
+) -> Scores:
+    metadata = describe(config, name=out.name, class_names=data.class_names, category_ids=data.known_ids)
     predictor = Predictor(TorchBackend(fuse(state.to_score), metadata))
     together = SCORE_TOGETHER if config.model.head == "faster_rcnn" else min(16, config.train.batch_size)
-    scores, _ = score_model(predictor, data, truth, batch_size=together)
-    write_image(out / "val_predictions.jpg", picture_predictions(predictor, data))
+    scores, _ = score_model(predictor, val_data, truth, batch_size=together)
+    write_image(out / "val_predictions.jpg", picture_predictions(predictor, val_data.without(scores.left_out)))
     return scores
 
 
@@ -380,11 +406,12 @@ def _header(config: Config, data: CocoData, val_data: CocoData, device: torch.de
     height, width = config.model.input_hw
     # torchvision's and timm's networks bring their own
     eps = f"eps {config.model.bn_eps:g} and " if config.model.backbone in ("mobilenet_v1", "inception_v2") else ""
-    skipped = f"; {data.skipped_boxes} boxes without area left out" if data.skipped_boxes else ""
+    lacking = [name for name, own in zip(val_data.class_names, val_data.category_ids, strict=True) if own is None]
+    unscored = f", none of them of {', '.join(lacking)}" if lacking else ""
     return (
         f"{config.model.head} on {config.model.backbone}, alpha {config.model.alpha}, input {width}x{height}, "
         f"{len(data.class_names)} classes, on {device}\n"
-        f"{len(data)} training images with {data.num_boxes} boxes{skipped}; {len(val_data)} validation images\n"
+        f"{len(data)} training images with {data.num_boxes} boxes; {len(val_data)} validation images{unscored}\n"
         f"{config.train.optimizer}, lr {config.train.lr:.4g}, batch {config.train.batch_size}, "
         f"{config.train.epochs} epochs, weight decay {config.train.weight_decay:g}, ema {config.train.ema:g}, "
         f"batch norm {eps}momentum {config.model.bn_momentum:g}, seed {config.train.seed}"

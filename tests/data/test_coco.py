@@ -90,7 +90,7 @@ def test_boxes_are_clipped_to_their_own_image(tmp_path: Path) -> None:
 )
 def test_boxes_without_area_in_the_image_are_counted_and_left_out(tmp_path: Path, bbox: tuple[float, ...]) -> None:
     data = read(tmp_path, content(box(bbox=bbox), box(category_id=90)))
-    assert (data.skipped_boxes, data.num_boxes) == (1, 1)
+    assert ([fault.entry for fault in data.left_out], data.num_boxes) == (["annotations[0]"], 1)
     assert data.truth(1).labels.tolist() == [2]
 
 
@@ -142,10 +142,11 @@ def test_boxes_are_held_in_arrays_alone(tmp_path: Path) -> None:
     data = read(tmp_path, content(*(box() for _ in range(50))))
     held = {name: value for name, value in vars(data).items() if not isinstance(value, np.ndarray)}
     assert held == {
+        "source": tmp_path / "instances.json",
         "folder": tmp_path,
         "class_names": ("dog", "bird", "cat"),
         "category_ids": (1, 44, 90),
-        "skipped_boxes": 0,
+        "left_out": (),
     }
     assert all(value.dtype != object for value in vars(data).values() if isinstance(value, np.ndarray))
 
@@ -179,50 +180,77 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "no annotations": (bad(lambda c: c.pop("annotations")), "expected a list of annotations, found nothing"),
     "no categories": (bad(lambda c: c.pop("categories")), "expected a list of categories, found nothing"),
     "images an object": (bad(lambda c: c.update(images={})), "expected a list of images, found a dict"),
-    "no image at all": (bad(lambda c: c.update(images=[], annotations=[])), "has 0 images and 3 categories"),
-    "no category at all": (bad(lambda c: c.update(categories=[], annotations=[])), "has 3 images and 0 categories"),
-    "image without height": (bad(lambda c: c["images"][1].pop("height")), r"images\[1\]: 'height' is None"),
+    "no image at all": (bad(lambda c: c.update(images=[], annotations=[])), "lists no images"),
+    "no category at all": (bad(lambda c: c.update(categories=[], annotations=[])), "lists no categories"),
+    "image without height": (
+        bad(lambda c: c["images"][1].pop("height")),
+        r"images\[1\], image 5, a\.png: 'height' is None",
+    ),
     "image id as text": (
         bad(lambda c: c["images"][2].update(id="12")),
-        r"images\[2\]: 'id' is '12', expected an integer",
+        r"images\[2\], ü\.png: 'id' is '12', expected an integer",
     ),
-    "image of no size": (bad(lambda c: c["images"][1].update(height=0)), r"images\[1\]: 50x0 pixels is not a size"),
-    "image not an object": (bad(lambda c: c["images"].append(7)), r"images\[3\]: 'id' is None"),
-    "category without name": (bad(lambda c: c["categories"][0].pop("name")), r"categories\[0\]: 'name' is None"),
+    "image of no size": (bad(lambda c: c["images"][1].update(height=0)), r"image 5, a\.png: 50x0 pixels is not a size"),
+    "image not an object": (bad(lambda c: c["images"].append(7)), r"images\[3\]: is a int, expected an object"),
+    "category without name": (
+        bad(lambda c: c["categories"][0].pop("name")),
+        r"categories\[0\], category 90: 'name' is None",
+    ),
     "category id true": (bad(lambda c: c["categories"][1].update(id=True)), r"categories\[1\]: 'id' is True"),
-    "annotation without bbox": (bad(lambda c: c["annotations"][1].pop("bbox")), r"annotations\[1\]: 'bbox' is None"),
+    "annotation without bbox": (
+        bad(lambda c: c["annotations"][1].pop("bbox")),
+        r"annotations\[1\], annotation 8, image 70: 'bbox' is None",
+    ),
     "annotation id a list": (
         bad(lambda c: c["annotations"][1].update(id=[1])),
-        r"annotations\[1\]: 'id' is \[1\], expected an integer or nothing",
+        r"annotations\[1\], image 70: 'id' is \[1\], expected an integer or nothing",
     ),
     "area as text": (
         bad(lambda c: c["annotations"][0].update(area="12")),
-        r"annotations\[0\]: 'area' is '12', expected an integer or a number or nothing",
+        r"annotations\[0\], annotation 1, image 5: 'area' is '12', expected an integer or a number or nothing",
     ),
-    "iscrowd as text": (bad(lambda c: c["annotations"][0].update(iscrowd="0")), r"annotations\[0\]: 'iscrowd' is '0'"),
+    "iscrowd as text": (
+        bad(lambda c: c["annotations"][0].update(iscrowd="0")),
+        r"annotations\[0\], .*: 'iscrowd' is '0'",
+    ),
     "unknown image": (
         bad(lambda c: c["annotations"][1].update(image_id=6)),
         "annotation 8: image_id 6 is not among the images",
     ),
     "unknown category": (
         bad(lambda c: c["annotations"][1].update(category_id=2)),
-        "annotation 8: category_id 2 is not among the categories",
+        r"annotation 8, image 70, c\.png: category_id 2 is not among the categories",
     ),
     "unknown category, no id": (
         bad(lambda c: c["annotations"].append(box(category_id=2))),
-        "annotation number 2: category_id 2 is not among the categories",
+        r"annotations\[2\], image 5, a\.png: category_id 2 is not among the categories",
     ),
-    "bbox of 3": (bad(lambda c: c["annotations"][0].update(bbox=[1, 2, 3])), "annotation 1: bbox .* four finite"),
-    "bbox NaN": (bad(lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 3])), "annotation 1: bbox"),
-    "bbox infinite": (bad(lambda c: c["annotations"][0].update(bbox=[1, 2, float("inf"), 3])), "annotation 1: bbox"),
-    "bbox of text": (bad(lambda c: c["annotations"][0].update(bbox=["1", 2, 3, 4])), "annotation 1: bbox"),
-    "image twice": (bad(lambda c: c["images"].append(c["images"][0])), "images: 70 occurs twice"),
-    "category twice": (bad(lambda c: c["categories"].append({"id": 44, "name": "x"})), "categories: 44 occurs twice"),
+    "bbox of 3": (
+        bad(lambda c: c["annotations"][0].update(bbox=[1, 2, 3])),
+        "annotation 1, image 5, a.png: bbox .* four finite",
+    ),
+    "bbox NaN": (
+        bad(lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 3])),
+        "annotation 1, image 5, a.png: bbox",
+    ),
+    "bbox infinite": (
+        bad(lambda c: c["annotations"][0].update(bbox=[1, 2, float("inf"), 3])),
+        "annotation 1, image 5, a.png: bbox",
+    ),
+    "bbox of text": (
+        bad(lambda c: c["annotations"][0].update(bbox=["1", 2, 3, 4])),
+        "annotation 1, image 5, a.png: bbox",
+    ),
+    "image twice": (bad(lambda c: c["images"].append(c["images"][0])), "image 70, c.png: the image id 70 occurs twice"),
+    "category twice": (
+        bad(lambda c: c["categories"].append({"id": 44, "name": "x"})),
+        "the category id 44 occurs twice",
+    ),
     "name twice": (
         bad(lambda c: c["categories"].append({"id": 45, "name": "cat"})),
-        "categories' names: 'cat' occurs twice",
+        "the class name 'cat' occurs twice",
     ),
-    "annotation twice": (bad(lambda c: c["annotations"].append(box(id=8))), "annotations: 8 occurs twice"),
+    "annotation twice": (bad(lambda c: c["annotations"].append(box(id=8))), "the annotation id 8 occurs twice"),
 }
 
 
@@ -287,7 +315,7 @@ def test_results_survive_the_way_through_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ({"images": []}, "expected a list of results, found a dict"),
+        ({"images": []}, "not COCO results; expected a list of them, found a dict"),
         ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}], r"results\[0\]: 'score' is None"),
         ([{"image_id": 1, "category_id": "dog", "bbox": [0, 0, 1, 1], "score": 1}], r"results\[0\]: 'category_id'"),
     ],
@@ -307,15 +335,15 @@ def test_real_coco_has_80_classes_and_all_its_boxes(shared: Path, split: str, bo
     assert len(data.class_names) == 80
     assert (data.category_ids[0], data.category_ids[-1]) == (1, 90)
     assert (data.class_names[0], data.class_names[-1]) == ("person", "toothbrush")
-    assert (data.num_boxes, data.skipped_boxes) == (boxes, 0)
+    assert (data.num_boxes, data.left_out) == (boxes, ())
     assert data.image(0).shape[:2] == tuple(data.image_hws[0])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 2**63}, r"images\[0\]: 'id' is 9223372036854775808"),
-        ({"height": 10**30}, r"images\[0\]: 'height'"),
+        ({"id": 2**63}, r"images\[0\], a\.jpg: 'id' is 9223372036854775808, expected one of 64 bits"),
+        ({"height": 10**30}, r"images\[0\], image 1, a\.jpg: 'height'"),
     ],
 )
 def test_integers_that_no_array_holds_are_explained(tmp_path: Path, change: dict[str, int], message: str) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mnet_det.data.augment import Augment
-from mnet_det.data.coco import CocoData, read_coco
+from mnet_det.data.augment import Augment, Sample
+from mnet_det.data.coco import CocoData, Truth, read_coco
+from mnet_det.data.faults import Fault
 from mnet_det.data.loader import Batches, EpochBatches, ScoringBatches, TrainingSamples, make_loader
 from mnet_det.errors import DataError
 from mnet_det.images import write_image
@@ -28,7 +29,8 @@ def data(tmp_path: Path) -> CocoData:
         write_image(tmp_path / name, rng.integers(0, 256, (20, 30, 3), np.uint8))
         images.append({"id": 100 + index, "file_name": name, "height": 20, "width": 30})
         if index != 3:
-            annotations.append({"image_id": 100 + index, "category_id": 1 + index % 2, "bbox": [5, 5, 10 + index, 10]})
+            box = {"image_id": 100 + index, "category_id": 1 + index % 2, "bbox": [5, 5, 10 + index, 10]}
+            annotations.append(box | {"id": 900 + index})
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -130,25 +132,87 @@ def test_scoring_visits_every_image_once_in_order(data: CocoData) -> None:
     assert len(made) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_image_is_named_in_one_line(data: CocoData, workers: int) -> None:
-    """torch wraps what a worker raises in the worker's whole traceback, and the user's fault looked like ours."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_image_takes_the_place_of_one_that_cannot_be_used(data: CocoData, workers: int) -> None:
+    """A corrupt file ended the run at whichever epoch first drew it."""
     data.path(2).write_bytes(b"not a picture")
-    with pytest.raises(DataError) as caught:
+    told: list[Fault] = []
+    made = loader(data, ScoringBatches(len(data), batch_size=3), workers=workers)
+    made.say = told.append
+    for _ in range(2):
+        assert ids(list(made)) == [100, 101, 103, 103, 104, 105, 106]
+    assert [(fault.kind, fault.image_id, fault.file) for fault in told] == [("not-an-image", 102, "2.png")]
+    assert list(made.left_out) == [102]
+
+
+def test_after_the_last_image_comes_the_first(data: CocoData) -> None:
+    data.path(6).unlink()  # after the set was opened
+    drawn = samples_of(data)[(0, 6)]
+    assert (drawn.image_id, [fault.kind for fault in drawn.left_out]) == (100, ["missing-file"])
+
+
+def test_a_replaced_image_looks_as_when_it_was_drawn_itself(data: CocoData) -> None:
+    """What is random about a sample follows from its own index, so a run with and one without a bad file agree."""
+    before = samples_of(data)[(3, 4)].sample.image
+    data.path(3).write_bytes(b"")
+    assert np.array_equal(samples_of(data)[(3, 3)].sample.image, before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_of_which_most_cannot_be_used_are_refused_in_one_line(data: CocoData, workers: int) -> None:
+    """torch wraps what a worker raises in the worker's whole traceback, and the user's fault looked like ours."""
+    for index in (0, 2, 4, 5):
+        data.path(index).write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"^4 of 7 images cannot be used, such as .*: image \d+, \d\.png: not an image"):
         list(loader(data, ScoringBatches(len(data), batch_size=2), workers=workers))
-    assert str(caught.value) == f"{data.path(2)}: not an image that can be decoded; is the file whole?"
+    for index in range(7):
+        data.path(index).write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"^[^\n]*: image 100, 0\.png: the file is empty[^\n]*; nor can the 6 images after it"
+    ):
+        list(loader(data, ScoringBatches(len(data), batch_size=2), workers=workers))
 
 
-def test_a_fault_in_augmentation_names_the_file(data: CocoData) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_in_augmentation_names_file_and_annotation(data: CocoData, workers: int) -> None:
+    made = loader(data, ScoringBatches(len(data), batch_size=2), workers=workers)
+    made.dataset._augment = refuse_wide_boxes  # type: ignore[attr-defined]
+    with pytest.raises(DataError) as caught:
+        list(made)
+    expected = f"{data.path(5)}: image 105, annotation 905: cannot be augmented (first line second line)"
+    assert str(caught.value) == expected
+
+
+def test_a_fault_of_the_pixels_is_blamed_on_no_annotation(data: CocoData) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise ValueError("first line\nsecond line")
+        raise ValueError("no")
 
     samples = TrainingSamples(data, fail, seed=0)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"1\.png: cannot be augmented \(first line second line\)"):
+    with pytest.raises(DataError, match=r"1\.png: image 101: cannot be augmented \(no\)"):
         samples[(0, 1)]
 
 
+def refuse_wide_boxes(image: np.ndarray, truth: Truth, *, seed: int) -> Sample:
+    if any(truth.boxes_xyxy[:, 2] >= 20):  # image 105 has the first box that reaches to x = 20
+        raise ValueError("first line\nsecond line")
+    return Augment("none", network_hw=(32, 32), mode="stretch")(image, truth, seed=seed)
+
+
+def test_boxes_follow_pixels_that_were_made_smaller(data: CocoData) -> None:
+    augment = Augment("none", network_hw=(32, 32), mode="stretch")
+    small = TrainingSamples(
+        data, augment, seed=0, pixels=lambda index: np.ascontiguousarray(data.image(index)[::2, ::3])
+    )
+    for index in (0, 3):
+        expected = TrainingSamples(data, augment, seed=0)[(0, index)].sample.boxes_xyxy
+        np.testing.assert_allclose(small[(0, index)].sample.boxes_xyxy, expected, atol=1e-4)
+
+
+def samples_of(data: CocoData) -> TrainingSamples:
+    return TrainingSamples(data, Augment("ssd", network_hw=(32, 32), mode="stretch"), seed=5)
+
+
 def test_samples_can_be_sent_to_spawned_workers(data: CocoData) -> None:
-    samples = TrainingSamples(data, Augment("ssd", network_hw=(32, 32), mode="stretch"), seed=5)
+    samples = samples_of(data)
     copied = pickle.loads(pickle.dumps(samples))
-    assert np.array_equal(copied[(1, 4)][1].image, samples[(1, 4)][1].image)
+    assert np.array_equal(copied[(1, 4)].sample.image, samples[(1, 4)].sample.image)

@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mnet_det.data.coco import CocoData, read_coco, read_coco_json, read_results
+from mnet_det.data.faults import Fault
 from mnet_det.engine.evaluate import NUMBERS, READ_AHEAD, detect_all, evaluate, restrict, score_results
 from mnet_det.engine.torch_backend import load_torch_predictor
 from mnet_det.errors import DataError
@@ -272,13 +273,30 @@ def test_a_fault_stops_the_reading() -> None:
     assert data.read < 40
 
 
-def test_an_unreadable_image_is_named(val: CocoData, tmp_path: Path, annotations: Path, toy: Path) -> None:
-    for path in sorted((toy / "val2017").iterdir()):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / val.path(2).name).write_bytes(b"no image")
-    broken = read_coco(annotations, tmp_path)
-    with pytest.raises(DataError, match=f"{val.path(2).name}: not an image"):
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_image_that_cannot_be_used_is_not_scored(
+    val: CocoData, tmp_path: Path, annotations: Path, toy: Path, batch_size: int
+) -> None:
+    """It ended the scoring; and its boxes must not count as missed."""
+    broken = broken_copy(annotations, toy, tmp_path, [2])
+    readable = broken.without([Fault("not-an-image", "", "", image_id=int(val.image_ids[2]))])
+    scores, results = evaluate(Oracle(readable, val.class_names), broken, annotations, batch_size=batch_size)
+    assert scores.ap == pytest.approx(1)
+    assert (scores.images, len({r["image_id"] for r in results})) == (3, 3)
+    assert [(fault.kind, fault.image_id) for fault in scores.left_out] == [("not-an-image", val.image_ids[2])]
+    assert scores.to_json()["left_out"][0]["file"] == val.file_name(2)
+
+
+def test_a_score_of_half_the_images_is_refused(val: CocoData, tmp_path: Path, annotations: Path, toy: Path) -> None:
+    broken = broken_copy(annotations, toy, tmp_path, [0, 1, 3])
+    with pytest.raises(DataError, match=r"3 of 4 images cannot be used, such as .*: not an image"):
         evaluate(Oracle(val, val.class_names), broken, annotations)
+
+
+def broken_copy(annotations: Path, toy: Path, folder: Path, spoilt: list[int]) -> CocoData:
+    for index, path in enumerate(sorted((toy / "val2017").iterdir())):
+        (folder / path.name).write_bytes(b"no image" if index in spoilt else path.read_bytes())
+    return read_coco(annotations, folder)
 
 
 def test_no_detections_give_0(val: CocoData, annotations: Path) -> None:
@@ -349,7 +367,7 @@ def test_a_part_of_the_data_is_judged_by_that_part_alone(val: CocoData, annotati
 
 def test_json_has_the_promised_keys() -> None:
     content = score_results([result(1, 10, BOX)], truth((1, 10, BOX))).to_json(runtime="openvino")
-    assert list(content) == [*NUMBERS, "per_class", "images", "runtime", "classes_left_out"]
+    assert list(content) == [*NUMBERS, "per_class", "images", "runtime", "classes_left_out", "left_out"]
     assert content["AP_small"] is None
     assert content["runtime"] == "openvino"
 

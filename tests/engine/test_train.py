@@ -330,28 +330,115 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", ["fewer", "another order"])
-def test_both_splits_must_have_the_same_classes(
-    change: str, configure: Callable[..., Config], toy: Path, tmp_path: Path
-) -> None:
-    """A validation set with other classes was trained on for `eval_every` epochs before scoring refused it.
+def val_content(toy: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((toy / "annotations" / "instances_val2017.json").read_text())
+    return content
 
-    In another order of ids they passed, and every validation loss was computed on wrong labels.
-    """
-    content = json.loads((toy / "annotations" / "instances_val2017.json").read_text())
-    if change == "fewer":
-        content["categories"] = content["categories"][:2]
-        content["annotations"] = [a for a in content["annotations"] if a["category_id"] in (3, 7)]
-        message = r"the training data have 6 classes \(disc, .*\), the validation data 2 classes \(disc, ring\)"
-    else:
-        first, second = content["categories"][:2]
-        first["name"], second["name"] = second["name"], first["name"]
-        message = r"6 classes \(disc, ring, .*\), the validation data 6 classes \(ring, disc, .*\); both must have the"
+
+def test_validation_ids_in_another_order_give_the_identical_scores(
+    configure: Callable[..., Config], toy: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    """Labels went by the order of ids, so every validation loss would have been computed on wrong classes."""
+    content = val_content(toy)
+    new_ids = {3: 40, 7: 3, 11: 90, 18: 7, 24: 1, 40: 24}
+    for category in content["categories"]:
+        category["id"] = new_ids[category["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = new_ids[annotation["category_id"]]
+    content["categories"].reverse()
     path = tmp_path / "val.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=message):
+    train(configure(f"data.val_annotations={path}"), out=tmp_path / "run")
+    for expected, row in zip(metrics(toy_run), metrics(tmp_path / "run"), strict=True):
+        for name in ("val_loss", "AP", "AP50", "loss"):
+            assert row[name] == expected[name]
+
+
+def test_classes_that_validation_lacks_are_said_and_not_scored(
+    configure: Callable[..., Config], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = val_content(toy)
+    content["categories"] = [c for c in content["categories"] if c["name"] != "ring"]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 7]
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    words = ["train.epochs=1", f"data.val_annotations={path}"]
+    result = train(configure(*words), out=tmp_path / "run", console=Console(width=200))
+    assert "4 validation images, none of them of ring" in capsys.readouterr().out
+    assert result.scores.classes_left_out == 1
+    assert "ring" not in result.scores.per_class
+    assert len(load_checkpoint(tmp_path / "run" / "best.pt").class_names) == 6
+
+
+def test_validation_classes_that_training_lacks_are_refused_with_the_difference(
+    configure: Callable[..., Config], toy: Path, tmp_path: Path
+) -> None:
+    content = val_content(toy)
+    content["categories"][0]["name"] = "Disc"
+    content["categories"].append({"id": 90, "name": "unicorn"})
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    message = (
+        r"val\.json: category Disc: the class 'Disc' is not among the 6 of the training data; did it mean 'disc'\?"
+    )
+    with pytest.raises(DataError, match=rf"{message} \(and 1 more; `mnet-det check` lists them all\)"):
         train(configure(f"data.val_annotations={path}"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_subset_of_classes_leaves_the_others_of_validation_out(
+    configure: Callable[..., Config], toy: Path, tmp_path: Path
+) -> None:
+    result = train(configure("train.epochs=1", "data.classes=[ring,disc]"), out=tmp_path / "run")
+    assert set(result.scores.per_class) == {"disc", "ring"}
+
+
+def faulty_set(folder: Path, *, cache: bool = False) -> list[str]:
+    """Drawn scenes with gappy ids, a corrupt, an empty and a grey image, one without boxes, and degenerate boxes."""
+    from mnet_det.data.toy import draw_toy
+
+    draw_toy(folder, train_images=8, val_images=4)
+    names = {3: 7, 7: 42, 11: 1000}  # the toy set's ids and new ones
+    for split in ("train", "val"):
+        path = folder / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(path.read_text())
+        content["categories"] = [{**c, "id": names[c["id"]]} for c in content["categories"] if c["id"] in names]
+        kept = [a for a in content["annotations"] if a["category_id"] in names]
+        content["annotations"] = [{**a, "category_id": names[a["category_id"]]} for a in kept]
+        files = [folder / f"{split}2017" / image["file_name"] for image in content["images"]]
+        files[0].write_bytes(files[0].read_bytes()[:500])
+        cv2.imwrite(str(files[1]), cv2.imread(str(files[1]), cv2.IMREAD_GRAYSCALE))
+        if split == "train":
+            files[2].write_bytes(b"")
+        without = content["images"][3]["id"]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] != without]
+        for bbox in ([5, 5, 0, 9], [20, 20, -4, 9], [9999, 5, 3, 3]):
+            content["annotations"].append(
+                {"id": 5000 + len(content["annotations"]), "image_id": content["images"][1]["id"], "category_id": 42}
+                | {"bbox": bbox, "area": 9, "iscrowd": 0}
+            )
+        path.write_text(json.dumps(content))
+    return [f"data.root={folder}", f"data.cache={folder / 'cache' if cache else 'false'}"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_faulty_set_is_trained_on_to_the_end(
+    configure: Callable[..., Config], tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*faulty_set(tmp_path / "data", cache=bool(workers)), f"data.workers={workers}", "data.augment=ssd"]
+    result = train(configure(*words), out=tmp_path / "run", console=Console(width=400))
+    assert result.scores.images == 3
+    assert result.scores.numbers["AP"] is not None
+    listed = json.loads((tmp_path / "run" / "left_out.json").read_text())["left_out"]
+    kinds = sorted((entry["kind"], Path(entry["source"]).stem[10:15]) for entry in listed)
+    of_boxes = [(kind, split) for kind in ("box-outside", "empty-box", "negative-box") for split in ("train", "val20")]
+    of_files = [("empty-file", "train"), ("truncated-image", "train"), ("truncated-image", "val20")]
+    assert kinds == sorted(of_boxes + of_files)
+    assert {entry["image_id"] for entry in listed if entry["kind"] == "empty-file"} == {3}
+    assert all(entry["message"] and entry["where"] and entry["file"] for entry in listed)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert len(lines) == 4  # all boxes in one, then each image as it is met
+    assert "boxes without area (2)" in lines[0]
 
 
 def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(
@@ -523,10 +610,12 @@ def test_eight_real_images_are_learned_by_heart(name: str, shared: Path, tmp_pat
 @pytest.mark.shared
 def test_the_published_detector_learns_blood_cells_in_eight_epochs(shared: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    command = [sys.executable, root / "tools" / "bccd_to_coco.py", shared / "data" / "bccd", tmp_path / "bccd"]
-    subprocess.run(command, check=True)
+    for split in ("train", "val"):
+        words = ["convert", "voc", shared / "data" / "bccd", "--split", split, "--out", tmp_path / f"{split}.json"]
+        subprocess.run([sys.executable, "-m", "mnet_det", *words], check=True)
     words = [
-        f"data.root={tmp_path / 'bccd'}",
+        *(f"data.{split}_images={shared / 'data' / 'bccd' / 'JPEGImages'}" for split in ("train", "val")),
+        *(f"data.{split}_annotations={tmp_path / split}.json" for split in ("train", "val")),
         f"model.init={shared / 'weights' / 'ssd_mobilenet_v1_coco_quant.tflite'}",
         "train.epochs=8",
         "train.eval_every=8",

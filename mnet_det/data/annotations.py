@@ -1,0 +1,321 @@
+"""The judgement of a COCO annotation file: everything that can be said from the JSON alone, in one pass.
+
+`check` reports it, and reading for training and scoring refuses what is fatal in it. So there is one opinion.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from mnet_det.data.boxes import Entry, Numbered, judge_boxes
+from mnet_det.data.faults import Fault
+from mnet_det.errors import DataError
+
+LARGEST_SIDE = 1e9
+"""Pixels. What is larger is no coordinate, and its square would leave float32."""
+REQUIRED: dict[str, dict[str, Any]] = {
+    "images": {"id": int, "file_name": str, "height": int, "width": int},
+    "annotations": {
+        "image_id": int,
+        "category_id": int,
+        "bbox": list,
+        "id": (int, NoneType),
+        "area": (int, float, NoneType),
+        "iscrowd": (int, NoneType),
+    },
+    "categories": {"id": int, "name": str},
+}
+"""Kinds of the fields that are read; those that may be missing are allowed to be null."""
+_KIND_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", NoneType: "nothing"}
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What an annotation file holds, and what is wrong with it.
+
+    Attributes:
+        images: entries without fatal faults, as the file has them; so are the next two.
+        annotations: those whose image and category are listed too.
+        categories: those too.
+        faults: all that was found, fatal or not.
+    """
+
+    images: list[Entry]
+    annotations: list[Entry]
+    categories: list[Entry]
+    faults: tuple[Fault, ...]
+
+    @property
+    def fatal(self) -> list[Fault]:
+        """The faults that stop a training."""
+        return [fault for fault in self.faults if fault.handling == "fatal"]
+
+
+def examine_annotations(path: Path) -> Examined:
+    """Judge an annotation file.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    source = str(path)
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        return Examined([], [], [], (Fault("not-json", f"not JSON ({error})", source),))
+    if not isinstance(content, dict):
+        came = _name_of(content)
+        message = f"not COCO JSON; expected an object with images, annotations and categories, found {came}"
+        return Examined([], [], [], (Fault("not-coco", message, source),))
+    listed: dict[str, Numbered] = {}
+    faults: list[Fault] = []
+    for key, fields in REQUIRED.items():
+        listed[key], found = _sound_entries(content.get(key), fields, key=key, source=source)
+        faults += found
+    for key, kind in (("images", "no-images"), ("categories", "no-classes")):
+        if content.get(key) == []:
+            faults.append(Fault(kind, f"lists no {key}", source))
+    images, found = _judge_images(listed["images"].values(), source)
+    faults += found
+    categories, found = _judge_categories(listed["categories"].values(), source)
+    faults += found
+    known = {key: _ids_in(content.get(key), "id") for key in ("images", "categories")}
+    annotations, found = _judge_annotations(listed["annotations"], images, categories, known, source)
+    faults += found
+    if annotations:
+        faults += judge_boxes(annotations, images, source)
+    faults += _judge_use(images, categories, content.get("annotations"), source)
+    return Examined(images, list(annotations.values()), categories, tuple(faults))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def entry_faults(entries: Any, fields: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """What is wrong with the fields of a list of entries: number of the entry, and a message."""
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            yield number, f"is {_name_of(entry)}, expected an object"
+            continue
+        wrong = [
+            f"'{field}' is {reprlib.repr(entry.get(field))}, expected {_expected(kind, entry.get(field))}"
+            for field, kind in fields.items()
+            if not _fits(entry.get(field), kind)
+        ]
+        if wrong:
+            yield number, "; ".join(wrong)
+
+
+def is_box(box: Sequence[Any]) -> bool:
+    """Whether it is four finite numbers that can be pixels."""
+    return len(box) == 4 and all(
+        isinstance(side, int | float) and not isinstance(side, bool) and abs(side) < LARGEST_SIDE  # false for NaN
+        for side in box
+    )
+
+
+def compare_classes(training: Sequence[str], validation: Sequence[str], *, source: str) -> list[Fault]:
+    """What differs between the class names of two data sets; ids and order are their own affair.
+
+    Args:
+        training: the names that a detector learns.
+        validation: those that it is scored on.
+        source: the validation's annotation file.
+    """
+    faults = []
+    for name in sorted(set(validation) - set(training)):
+        near = _nearest(name, training)
+        hint = f"did it mean {near!r}?" if near else f"training has {_some(training)}"
+        message = f"the class {name!r} is not among the {len(training)} of the training data; {hint}"
+        faults.append(Fault("class-unknown-to-training", message, source, category=name))
+    for name in sorted(set(training) - set(validation)):
+        message = f"the class {name!r} of the training data is not listed; it cannot be scored"
+        faults.append(Fault("class-missing-in-validation", message, source, category=name))
+    return faults
+
+
+def _nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name that differs in case or blanks alone, else one spelt alike."""
+    plain = {other.casefold().strip(): other for other in names}
+    near = difflib.get_close_matches(name.casefold().strip(), list(plain), n=1, cutoff=0.75)
+    return plain[near[0]] if near else None
+
+
+def _some(names: Sequence[str], *, most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _sound_entries(entries: Any, fields: Mapping[str, Any], *, key: str, source: str) -> tuple[Numbered, list[Fault]]:
+    """The entries that have all their fields, and faults for the others."""
+    if not isinstance(entries, list):
+        message = f"not COCO JSON; expected a list of {key}, found {_name_of(entries)}"
+        return {}, [Fault("not-coco", message, source)]
+    wrong = dict(entry_faults(entries, fields))
+    faults = [
+        Fault("bad-entry", message, source, entry=f"{key}[{number}]", **_ids_of(entries[number], key))
+        for number, message in wrong.items()
+    ]
+    return {number: entry for number, entry in enumerate(entries) if number not in wrong}, faults
+
+
+def _ids_of(entry: Any, key: str) -> dict[str, Any]:
+    """What a broken entry still says about its place."""
+    if not isinstance(entry, dict):
+        return {}
+    of_image = {"image_id": entry.get("id"), "file": entry.get("file_name")}
+    of_annotation = {"annotation_id": entry.get("id"), "image_id": entry.get("image_id")}
+    found = {"images": of_image, "annotations": of_annotation, "categories": {"category": entry.get("id")}}[key]
+    return {name: value for name, value in found.items() if _fits(value, str if name == "file" else int)}
+
+
+def _judge_images(images: Iterable[Entry], source: str) -> tuple[list[Entry], list[Fault]]:
+    faults = []
+    kept = []
+    seen: dict[int, str] = {}
+    names: dict[str, int] = {}
+    for image in images:
+        place: dict[str, Any] = {"image_id": image["id"], "file": image["file_name"]}
+        if image["id"] in seen:
+            message = f"the image id {image['id']} occurs twice: {seen[image['id']]} has it too; ids must differ"
+            faults.append(Fault("duplicate-image-id", message, source, **place))
+        elif not (0 < image["height"] < LARGEST_SIDE and 0 < image["width"] < LARGEST_SIDE):
+            message = f"{image['width']}x{image['height']} pixels is not a size"
+            faults.append(Fault("bad-image-size", message, source, **place))
+        else:
+            kept.append(image)
+            first = names.setdefault(image["file_name"], image["id"])
+            if first != image["id"]:
+                message = f"the file is listed as image {first} too; its boxes may be split between the two"
+                faults.append(Fault("file-listed-twice", message, source, **place))
+        seen.setdefault(image["id"], image["file_name"])
+    return kept, faults
+
+
+def _judge_categories(categories: Iterable[Entry], source: str) -> tuple[list[Entry], list[Fault]]:
+    faults = []
+    kept = []
+    ids: dict[int, str] = {}
+    names: dict[str, int] = {}
+    for category in categories:
+        number, name = category["id"], category["name"]
+        if number in ids:
+            message = f"the category id {number} occurs twice, as {ids[number]!r} and {name!r}; ids must differ"
+            faults.append(Fault("duplicate-category-id", message, source, category=number))
+        elif name in names:
+            message = f"the class name {name!r} occurs twice, as category {names[name]} and {number}; names must differ"
+            faults.append(Fault("duplicate-class-name", message, source, category=number))
+        else:
+            kept.append(category)
+        ids.setdefault(number, name)
+        names.setdefault(name, number)
+    return kept, faults
+
+
+def _judge_annotations(
+    annotations: Numbered, images: list[Entry], categories: list[Entry], known: Mapping[str, set[int]], source: str
+) -> tuple[Numbered, list[Fault]]:
+    """Ids, owners and the form of boxes. `known` tells an owner that is not there from one that is faulty itself."""
+    files = {image["id"]: image["file_name"] for image in images}
+    classes = {category["id"] for category in categories}
+    seen: set[int] = set()
+    faults: list[Fault] = []
+    kept = {}
+    for number, annotation in annotations.items():
+        own, image_id, category_id = annotation.get("id"), annotation["image_id"], annotation["category_id"]
+        entry = f"annotations[{number}]" if own is None else None
+        place: dict[str, Any] = {"entry": entry, "annotation_id": own}
+        sound = image_id in files and category_id in classes
+        if own in seen:
+            message = f"the annotation id {own} occurs twice; ids must differ"
+            faults.append(Fault("duplicate-annotation-id", message, source, **place, image_id=image_id))
+            sound = False
+        if own is not None:
+            seen.add(own)
+        if image_id not in known["images"]:
+            faults.append(Fault("unknown-image", f"image_id {image_id} is not among the images", source, **place))
+        if category_id not in known["categories"]:
+            message = f"category_id {category_id} is not among the categories"
+            place_of_image = {"image_id": image_id, "file": files.get(image_id)}
+            faults.append(Fault("unknown-category", message, source, **place, **place_of_image))
+        if not is_box(annotation["bbox"]):
+            message = f"bbox {reprlib.repr(annotation['bbox'])} is not four finite numbers x, y, width, height"
+            faults.append(Fault("bad-box", message, source, **place, image_id=image_id, file=files.get(image_id)))
+            sound = False
+        if sound:
+            kept[number] = annotation
+    return kept, faults
+
+
+def _judge_use(images: list[Entry], categories: list[Entry], annotations: Any, source: str) -> list[Fault]:
+    """Images and classes that nothing is marked of, not even by an entry with faults of its own."""
+    with_boxes, used = (_ids_in(annotations, field) for field in ("image_id", "category_id"))
+    faults = [
+        Fault("class-without-boxes", f"the class {c['name']!r} has no boxes", source, category=c["id"])
+        for c in categories
+        if c["id"] not in used
+    ]
+    faults += [
+        Fault("image-without-boxes", "has no boxes", source, image_id=image["id"], file=image["file_name"])
+        for image in images
+        if image["id"] not in with_boxes
+    ]
+    return faults
+
+
+def _ids_in(entries: Any, field: str) -> set[int]:
+    """The ids in a field of a list of entries, which may have other faults."""
+    objects = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return {entry[field] for entry in objects if _fits(entry.get(field), int)}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a field's value is of its kind, and can be held: 64-bit integers, finite numbers, text in UTF-8."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, str) or _is_text(value)
+
+
+def _is_text(value: str) -> bool:
+    """Half of a surrogate pair is none, and no file or class can be named by nothing or with a NUL."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return bool(value) and "\0" not in value
+
+
+def _expected(kind: Any, came: Any) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(came, bool) and isinstance(came, kind):  # of the right kind, so it cannot be held
+        return {int: "one of 64 bits", float: "a finite one", str: "a name in UTF-8"}[type(came)]
+    return " or ".join(_KIND_NAMES[kind] for kind in kinds)
+
+
+def _name_of(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

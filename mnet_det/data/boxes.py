@@ -1,0 +1,212 @@
+"""The judgement of the boxes in an annotation file: where they lie, what their areas say, which stand there twice."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnet_det.data.faults import Fault
+from mnet_det.structures import FloatArray
+
+Entry = dict[str, Any]
+Numbered = dict[int, Entry]
+"""Entries by their number in the file."""
+Boxes = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+EDGE_PX = 0.5
+"""How far a box may stick out by rounding alone."""
+NEARLY_1 = 1.001
+"""A box that ends here is as well inside 0…1 as a rounded one can be."""
+LEAST_SIDE_PX = 8
+"""In a smaller image, a box inside 0…1 may well be pixels."""
+LEAST_VISIBLE = 0.75
+"""A box that keeps less than this share inside its image sticks out by more than carelessness."""
+GUESSED_FROM = 3
+"""How many boxes must stick out before the whole file is taken for x1, y1, x2, y2."""
+AREA_TOLERANCE = 0.01
+LEAST_MASK = 0.02
+"""A mask covers more of its box than this share; COCO's thinnest objects do."""
+TINY_PX = 2
+"""A box no larger than this either way is more likely a stray click than an object."""
+SAME_IOU = 0.9
+"""Overlap from which on two boxes of one class are the same object, marked twice."""
+PAIRS_AT_ONCE = 1_000_000
+
+
+def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> list[Fault]:
+    """Where boxes lie and what their areas say. [N] below are the annotations."""
+    annotations = list(numbered.values())
+    owner = {image["id"]: image for image in images}
+    owners = [owner[annotation["image_id"]] for annotation in annotations]
+    boxes = np.array([annotation["bbox"] for annotation in annotations], np.float64)  # [N, 4] x, y, w, h
+    limits_wh = np.array([(image["width"], image["height"]) for image in owners], np.float64)  # [N, 2]
+    geometry = _Geometry(boxes, limits_wh)
+    places = [_place(*row) for row in zip(numbered, annotations, owners, strict=True)]
+    sizes = [f"{image['width']}x{image['height']}" for image in owners]
+    faults: list[Fault] = []
+
+    def say(kind: str, chosen: Mask, message: str) -> None:
+        for row in np.flatnonzero(chosen).tolist():
+            text = message.format(box=_numbers(annotations[row]["bbox"]), size=sizes[row])
+            faults.append(Fault(kind, text, source, **places[row]))
+
+    say("negative-box", geometry.negative, "[{box}] has a negative width or height")
+    say("empty-box", geometry.empty, "[{box}] has no width or no height")
+    say("box-outside", geometry.outside, "[{box}] lies outside its image of {size}")
+    normalised, xyxy = geometry.maybe_normalised, geometry.maybe_xyxy
+    positive = int(geometry.positive.sum())
+    if int(normalised.sum()) >= max(GUESSED_FROM, positive / 2):
+        message = (
+            f"{int(normalised.sum())} of {positive} boxes lie inside 0…1, as if they were parts of the image (a guess "
+            "from the numbers); COCO has pixels: multiply x and width by the image's width, y and height by its height"
+        )
+        faults.append(Fault("boxes-normalised", message, source))
+    else:
+        say("box-maybe-normalised", normalised, "[{box}] lies inside 0…1: perhaps parts of the image (a guess)")
+    if geometry.all_seem_xyxy:
+        message = (
+            f"{int(xyxy.sum())} of {positive} boxes stick far out of their image as x, y, width, height, while all fit "
+            "as x1, y1, x2, y2 (a guess from the numbers); COCO has [x, y, width, height]: subtract x1 and y1 from the "
+            "last two"
+        )
+        faults.append(Fault("boxes-xyxy", message, source))
+    else:
+        text = "[{box}] sticks out of its image of {size}, and would fit as x1, y1, x2, y2 (a guess)"
+        say("box-maybe-xyxy", xyxy, text)
+    say(
+        "box-partly-outside",
+        np.logical_and(geometry.partly_outside, ~xyxy),
+        "[{box}] reaches over the edge of its image of {size}",
+    )
+    say("tiny-box", geometry.tiny, f"[{{box}}] is {TINY_PX} px or less either way: a stray click?")
+    for row, message in _wrong_areas(annotations, boxes):
+        faults.append(Fault("area-contradicts-box", message, source, **places[row]))
+    crowd: Mask = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
+    for row, first, iou in sorted(_duplicates(annotations, boxes, geometry.positive & ~crowd)):
+        other = places[first]["entry"] or f"annotation {places[first]['annotation_id']}"
+        message = f"the class and the box of {other} once more (IoU {iou:.2f})"
+        faults.append(Fault("duplicate-box", message, source, **places[row]))
+    say("crowd", crowd, "a region of many objects (iscrowd)")
+    return faults
+
+
+class _Geometry:
+    """Boxes [N, 4] x, y, w, h against the sizes [N, 2] of their images; all answers are bool [N]."""
+
+    def __init__(self, boxes: Boxes, limits_wh: Boxes) -> None:
+        self._limits_wh = limits_wh
+        self._x1y1, self._wh = boxes[:, :2], boxes[:, 2:]
+        self._x2y2 = self._x1y1 + self._wh
+        self.negative: Mask = np.asarray((self._wh < 0).any(axis=1))
+        # As training holds them: in float32, the sides of a very small box can be nothing.
+        nothing = self._x2y2.astype(np.float32) <= self._x1y1.astype(np.float32)  # [N, 2]
+        self.empty: Mask = np.logical_and(~self.negative, nothing.any(axis=1))
+        self.positive: Mask = ~(self.negative | self.empty)
+        clipped = clip_boxes(boxes, limits_wh)
+        away = (clipped[:, 2] <= clipped[:, 0]) | (clipped[:, 3] <= clipped[:, 1])
+        self.outside: Mask = self.positive & away
+        over = ((self._x1y1 < -EDGE_PX) | (self._x2y2 > limits_wh + EDGE_PX)).any(axis=1)
+        self.partly_outside: Mask = self.positive & ~away & over
+        self._fits_as_xyxy = (
+            (self._x1y1 >= -EDGE_PX) & (self._wh > self._x1y1) & (self._wh <= limits_wh + EDGE_PX)
+        ).all(axis=1)
+
+    @property
+    def maybe_normalised(self) -> Mask:
+        inside = (self._x1y1 >= 0).all(axis=1) & (self._x2y2 <= NEARLY_1).all(axis=1)
+        return self.positive & inside & (self._limits_wh >= LEAST_SIDE_PX).all(axis=1)
+
+    @property
+    def tiny(self) -> Mask:
+        small = (self._wh <= TINY_PX).all(axis=1)
+        return self.positive & ~self.outside & small & ~self.maybe_normalised
+
+    @property
+    def maybe_xyxy(self) -> Mask:
+        visible_wh = np.clip(np.minimum(self._x2y2, self._limits_wh) - np.maximum(self._x1y1, 0), 0, None)
+        far = visible_wh.prod(axis=1) < LEAST_VISIBLE * self._wh.prod(axis=1)
+        return self.partly_outside & far & self._fits_as_xyxy
+
+    @property
+    def all_seem_xyxy(self) -> bool:
+        """A quarter sticks far out, and practically all would fit; of true sizes, most are less than their corner."""
+        guesses, positive = int(self.maybe_xyxy.sum()), int(self.positive.sum())
+        fitting = int((self._fits_as_xyxy & self.positive).sum())
+        return guesses >= max(GUESSED_FROM, positive / 4) and fitting >= 0.99 * positive
+
+
+def _wrong_areas(annotations: Sequence[Entry], boxes: Boxes) -> Iterator[tuple[int, str]]:
+    """Areas that no object in the box can have.
+
+    An annotation without a mask should have its box's area. Where most of a file's do not, its masks were taken away
+    and the areas are theirs; then only what no mask can have is said.
+    """
+    whole = boxes[:, 2:].prod(axis=1)
+    areas = np.array([np.nan if a.get("area") is None else a["area"] for a in annotations], np.float64)
+    given = ~np.isnan(areas) & (boxes[:, 2:] > 0).all(axis=1)
+    same = np.abs(areas - whole) <= AREA_TOLERANCE * whole + 1
+    maskless = given & np.array([not annotation.get("segmentation") for annotation in annotations])
+    exact = maskless & (2 * (maskless & same).sum() >= maskless.sum())
+    crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
+    thin = ~crowd & (areas < LEAST_MASK * whole)  # a crowd may be few pixels, far apart
+    wrong = given & ~same & (exact | (areas <= 0) | thin | (areas > whole))
+    for row in np.flatnonzero(wrong).tolist():
+        yield row, f"area {areas[row]:g}, while its box has {whole[row]:g}; COCOeval sorts by it into small and large"
+
+
+def _duplicates(annotations: Sequence[Entry], boxes: Boxes, chosen: Mask) -> Iterator[tuple[int, int, float]]:
+    """Boxes [N, 4] of one image and class that are nearly the same: their row, that of the first, and their IoU."""
+    rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in np.flatnonzero(chosen).tolist():
+        rows_of[annotations[row]["image_id"], annotations[row]["category_id"]].append(row)
+    by_length: dict[int, list[list[int]]] = defaultdict(list)  # to compare many groups in one go
+    for rows in rows_of.values():
+        by_length[len(rows)].append(rows)
+    by_length.pop(1, None)
+    for length, groups in by_length.items():
+        step = max(1, PAIRS_AT_ONCE // length**2)
+        for start in range(0, len(groups), step):
+            grouped = np.array(groups[start : start + step])  # [G, L]
+            overlaps = _iou(boxes[grouped])
+            same = np.triu(overlaps >= SAME_IOU, 1)  # [G, L, L], the earlier one first
+            for group, later in zip(*np.nonzero(same.any(axis=1)), strict=True):
+                first = int(same[group, :, later].argmax())
+                yield int(grouped[group, later]), int(grouped[group, first]), float(overlaps[group, first, later])
+
+
+def _iou(boxes: Boxes) -> Boxes:
+    """IoU [G, L, L] of each pair among L boxes [G, L, 4] x, y, w, h."""
+    top_left, bottom_right = boxes[..., :2], boxes[..., :2] + boxes[..., 2:]
+    overlap_wh = np.minimum(bottom_right[:, :, None], bottom_right[:, None]) - np.maximum(
+        top_left[:, :, None], top_left[:, None]
+    )
+    overlaps = np.clip(overlap_wh, 0, None).prod(axis=-1)
+    areas = boxes[..., 2:].prod(axis=-1)
+    iou: Boxes = overlaps / (areas[:, :, None] + areas[:, None] - overlaps)
+    return iou
+
+
+def clip_boxes(boxes_xywh: Boxes, limits_wh: NDArray[Any]) -> FloatArray:
+    """[N, 4] xywh to xyxy inside each box's own image [N, 2]."""
+    top_left = np.clip(boxes_xywh[:, :2], 0, limits_wh)
+    bottom_right = np.clip(boxes_xywh[:, :2] + boxes_xywh[:, 2:], 0, limits_wh)
+    return np.concatenate([top_left, bottom_right], axis=1).astype(np.float32)
+
+
+def _place(number: int, annotation: Entry, image: Entry) -> dict[str, Any]:
+    own = annotation.get("id")
+    return {
+        "entry": f"annotations[{number}]" if own is None else None,
+        "annotation_id": own,
+        "image_id": image["id"],
+        "file": image["file_name"],
+    }
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
