@@ -15,7 +15,7 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from contextlib import contextmanager, suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Annotated, Any  # noqa: E402
@@ -26,8 +26,8 @@ from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 
 if TYPE_CHECKING:
     from mnet_det.config import Config
-    from mnet_det.data.coco import CocoData
     from mnet_det.data.convert import Converted
+    from mnet_det.data.faults import Fault
     from mnet_det.engine.bench import Frames
     from mnet_det.engine.evaluate import Scores
     from mnet_det.live.stats import ModelStats
@@ -206,7 +206,9 @@ def evaluate(
     used = None
     if detections is not None:
         results = read_results(detections)
-        scores = score_results(results, read_coco_json(annotations))
+        truth = read_coco_json(annotations)
+        scores = score_results(results, truth)
+        _say_left_out(truth["left_out"], scores)
     else:
         if model is None or images is None:
             raise typer.BadParameter("a MODEL needs --images")
@@ -216,7 +218,7 @@ def evaluate(
         used = predictor.runtime
         scores, results = run_model(predictor, data, annotations)
         _say_runtime(predictor)
-        _say_left_out(data, scores)
+        _say_left_out(data.left_out, scores)
     if json is not None:
         write_json(json, scores.to_json(runtime=used))
     if save_detections is not None:
@@ -580,7 +582,9 @@ def check(
     config: Annotated[
         Path | None, typer.Option(metavar="CONFIG", help="Do this detector's anchors reach the boxes?")
     ] = None,
-    no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Read the images' first bytes only.")] = False,
+    no_pixels: Annotated[
+        bool, typer.Option("--no-pixels", help="Judge images by their first bytes, without decoding them.")
+    ] = False,
     json: JsonOut = None,
 ) -> None:
     """Every fault of a data set before training meets it; exit status 1 if any is fatal. It changes no file.
@@ -594,18 +598,38 @@ def check(
 
     if (val is None) != (val_images is None):
         raise typer.BadParameter("--val and --val-images go together")
-    settings = None if config is None else load_config(config, [])  # a mistake in it should not cost the wait
+    settings = None
+    if config is not None:
+        from mnet_det.engine.anchor_reach import measure_reach  # here: what is missing should not cost the wait
+
+        settings = load_config(config, [])
+    classes = None if settings is None else settings.data.classes
     with _progress("looking at images") as progress:
-        verdict = examine(annotations, images, val=val, val_images=val_images, pixels=not no_pixels, progress=progress)
+        verdict = examine(
+            annotations,
+            images,
+            val=val,
+            val_images=val_images,
+            classes=classes,
+            pixels=not no_pixels,
+            progress=progress,
+        )
+    unmeasured: MnetDetError | None = None
     if settings is not None and not verdict.fatal:
         from mnet_det.data.coco import read_coco
-        from mnet_det.engine.anchor_reach import measure_reach
 
-        reach = measure_reach(settings, read_coco(annotations, images, classes=settings.data.classes))
-        verdict = verdict.adding(filter(None, [reach.fault(str(annotations))]), anchors=reach.to_json())
+        try:
+            reach = measure_reach(settings, read_coco(annotations, images, classes=classes))
+            verdict = verdict.adding(filter(None, [reach.fault(str(annotations))]), anchors=reach.to_json())
+        except MnetDetError as error:
+            unmeasured = error  # the rest of the verdict stands
     if json is not None:
         write_json(json, verdict.to_json())
     print_verdict(_console(), verdict)
+    if unmeasured is not None:
+        raise unmeasured
+    if settings is not None and verdict.fatal:
+        print("the anchors were not looked at: what is fatal comes first")
     if verdict.fatal:
         raise typer.Exit(1)
 
@@ -978,13 +1002,16 @@ def _say_runtime(predictor: Predictor) -> None:
         print(f"runtime {predictor.choice.runtime}: {predictor.choice.reason}", file=sys.stderr)
 
 
-def _say_left_out(data: CocoData, scores: Scores) -> None:
-    """What in the data no model could be scored on."""
-    if data.left_out:
-        print(f"{len(data.left_out)} boxes can only be missed, such as {data.left_out[0]}", file=sys.stderr)
+def _say_left_out(boxes: Sequence[Fault], scores: Scores) -> None:
+    """What in the data no model was scored on."""
+    if boxes:
+        print(f"not scored: {len(boxes)} boxes that nobody could find, such as {boxes[0]}", file=sys.stderr)
     if scores.left_out:
-        images = f"{len(scores.left_out)} of {len(data)} images"
-        print(f"not scored: {images} cannot be used, such as {scores.left_out[0]}", file=sys.stderr)
+        print(
+            f"not scored: {len(scores.left_out)} images that cannot be used, such as {scores.left_out[0]} "
+            "(`eval --detections` would count their boxes as missed)",
+            file=sys.stderr,
+        )
 
 
 def _print_scores(scores: Any) -> None:

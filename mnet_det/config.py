@@ -270,10 +270,11 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice, such as a second `model:` pasted below the first: YAML lets it replace that."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        nodes = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in nodes]
         for number, key in enumerate(keys):
             if key in keys[:number]:
-                raise yaml.YAMLError(f"'{key}' stands there twice, the second time{node.value[number][0].start_mark}")
+                raise yaml.YAMLError(f"'{key}' stands there twice, the second time{nodes[number].start_mark}")
         return super().construct_mapping(node, deep)
 
 

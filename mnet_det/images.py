@@ -6,11 +6,8 @@ Grey, alpha, CMYK and 16-bit files become 8-bit RGB. EXIF rotation is applied on
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import os
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 
 from mnet_det.errors import DataError, ImageError
 from mnet_det.files import whole_file
+from mnet_det.image_header import HEADER_BYTES, Colour, Stored, begins_like_an_image, is_jpeg, read_header
 from mnet_det.structures import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -27,34 +25,6 @@ REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.
 
 MOST_PIXELS = 1 << 30
 """OpenCV decodes no image of more, unless an environment variable allows it."""
-
-HEADER_BYTES = 1 << 17
-"""What is read of a file whose pixels are not: its EXIF block takes 64 KiB at most, a usual colour profile a few."""
-
-Colour = Literal["grey", "RGB", "RGBA", "CMYK"]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How an image file keeps its pixels, before they become RGB uint8.
-
-    Attributes:
-        size_hw: height and width as stored, before any rotation.
-        colour: what a pixel is made of.
-        bits: of each channel; fewer than 8 count as 8.
-        orientation: EXIF's, 1 (as stored) to 8; from 5 on, a viewer exchanges height and width.
-    """
-
-    size_hw: tuple[int, int]
-    colour: Colour
-    bits: int = 8
-    orientation: int = 1
-
-    @property
-    def viewed_hw(self) -> tuple[int, int]:
-        """The size once it is rotated as EXIF says."""
-        height, width = self.size_hw
-        return (width, height) if self.orientation >= 5 else (height, width)
 
 
 def read_image(
@@ -90,15 +60,15 @@ def read_image(
 
 
 def look_at_header(path: Path) -> Stored | None:
-    """What the first bytes of a file say; None where its format is not read here (JPEG and PNG are).
+    """What the first bytes of a file say; None where its header is not read here (those of JPEG and PNG are).
 
     Raises:
         ImageError: the file is missing, empty, or does not begin like an image.
     """
     data = _read_bytes(path, HEADER_BYTES)
-    if not _begins_like_an_image(data):
+    if not begins_like_an_image(_beginning(data)):
         raise _not_decodable(path, data)
-    return _read_header(data)
+    return read_header(_beginning(data))
 
 
 def look_at_pixels(path: Path) -> Stored:
@@ -108,17 +78,17 @@ def look_at_pixels(path: Path) -> Stored:
         ImageError: as `read_image`.
     """
     data = _read_bytes(path)
-    header = _read_header(data)
-    if header is not None and _is_jpeg(data) and math.prod(header.size_hw) <= MOST_PIXELS:
+    header = read_header(_beginning(data))
+    if header is not None and is_jpeg(_beginning(data)) and math.prod(header.size_hw) <= MOST_PIXELS:
         _decode(path, data, REDUCED[8])  # meets every byte, and so every fault, in half the time
         return header
     pixels = _decode(path, data, cv2.IMREAD_UNCHANGED)
-    if pixels.itemsize > 1:
-        _decode(path, data, cv2.IMREAD_COLOR)  # not all of these, such as floats in a TIFF, become 8-bit RGB
     colours: dict[tuple[int, ...], Colour] = {(): "grey", (3,): "RGB", (4,): "RGBA"}
+    if pixels.itemsize > 1 or pixels.shape[2:] not in colours:
+        _decode(path, data, cv2.IMREAD_COLOR)  # not all of these, such as floats in a TIFF, become 8-bit RGB
     return Stored(
         size_hw=(pixels.shape[0], pixels.shape[1]),
-        colour=colours[pixels.shape[2:]],
+        colour=colours.get(pixels.shape[2:], "RGB"),
         bits=8 * pixels.itemsize,
         orientation=1 if header is None else header.orientation,
     )
@@ -169,13 +139,18 @@ def _read_bytes(path: Path, most: int = -1) -> NDArray[np.uint8]:
         data = np.fromfile(path, np.uint8, count=most)
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError(path, "no such image", "missing-file") from None
-    except OSError as error:
-        raise ImageError(path, f"cannot be read ({error.strerror})", "unreadable-file") from None
+    except OSError as error:  # a folder and a name that is too long are missing files too
+        kind = "unreadable-file" if os.path.isfile(path) else "missing-file"
+        raise ImageError(path, f"cannot be read ({error.strerror})", kind) from None
     except ValueError:
-        raise ImageError(path, "not the name of a file", "unreadable-file") from None  # a NUL is in it
+        raise ImageError(path, "not the name of a file", "missing-file") from None  # a NUL is in it
     if not len(data):
         raise ImageError(path, "the file is empty; expected an image", "empty-file")
     return data
+
+
+def _beginning(data: NDArray[np.uint8]) -> bytes:
+    return data[:HEADER_BYTES].tobytes()
 
 
 def _decode_rgb(path: Path, data: NDArray[np.uint8], flags: int) -> Image:
@@ -195,27 +170,15 @@ def _decode(path: Path, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8
 
 
 def _not_decodable(path: Path, data: NDArray[np.uint8]) -> ImageError:
-    kind = "truncated-image" if _begins_like_an_image(data) else "not-an-image"
+    kind = "truncated-image" if begins_like_an_image(_beginning(data)) else "not-an-image"
     return ImageError(path, "not an image that can be decoded; is the file whole?", kind)
-
-
-_STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM....\0{4}|II\*\0|MM\0\*", re.DOTALL)
-"""JPEG, PNG, WebP, BMP, and TIFF in both orders."""
-
-
-def _begins_like_an_image(data: NDArray[np.uint8]) -> bool:
-    return _STARTS.match(data[:16].tobytes()) is not None
-
-
-def _is_jpeg(data: NDArray[np.uint8]) -> bool:
-    return data[:3].tobytes() == b"\xff\xd8\xff"
 
 
 def _decode_reduced(
     path: Path, data: NDArray[np.uint8], size_hw: tuple[int, int], at_least_hw: tuple[int, int]
 ) -> Image | None:
     """A JPEG at a part of its size; None where nothing can be saved or the file has another size than annotated."""
-    header = _read_header(data) if _is_jpeg(data) else None
+    header = read_header(_beginning(data)) if is_jpeg(_beginning(data)) else None
     fitting = (
         flags
         for factor, flags in REDUCED.items()
@@ -230,73 +193,3 @@ def _decode_reduced(
     if header.viewed_hw == size_hw:
         return _decode_rgb(path, data, flags)
     return None
-
-
-def _read_header(data: NDArray[np.uint8]) -> Stored | None:
-    """What a JPEG or PNG says before its pixels."""
-    content = data[:HEADER_BYTES].tobytes()
-    if _is_jpeg(data):
-        return _read_jpeg_header(content)
-    return _read_png_header(content) if content.startswith(b"\x89PNG\r\n\x1a\n") else None
-
-
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""JPEG's markers of a frame, one for each way to code it; the three between are tables."""
-
-
-def _read_jpeg_header(content: bytes) -> Stored | None:
-    orientation = 1
-    for marker, body in _jpeg_segments(content):
-        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = _exif_orientation(body[6:])
-        if marker in _FRAMES and len(body) >= 6:
-            colours: dict[int, Colour] = {1: "grey", 4: "CMYK"}
-            size_hw = (int.from_bytes(body[1:3]), int.from_bytes(body[3:5]))
-            return Stored(size_hw, colours.get(body[5], "RGB"), body[0], orientation)
-    return None
-
-
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and body of each segment before the scan; a thumbnail lies inside a body and is not entered."""
-    at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
-        if content[at + 1] == 0xFF:  # a marker may be preceded by any number of these
-            at += 1
-            continue
-        length = int.from_bytes(content[at + 2 : at + 4])
-        yield content[at + 1], content[at + 4 : at + 2 + length]
-        at += 2 + length
-
-
-def _read_png_header(content: bytes) -> Stored | None:
-    stored = None
-    for name, body in _png_chunks(content):
-        if name == b"IHDR" and len(body) == 13:
-            colours: dict[int, Colour] = {0: "grey", 4: "RGBA", 6: "RGBA"}
-            width, height = int.from_bytes(body[:4]), int.from_bytes(body[4:8])
-            stored = Stored((height, width), colours.get(body[9], "RGB"), max(8, body[8]))
-        elif name == b"tRNS" and stored:
-            stored = replace(stored, colour="RGBA")
-        elif name == b"eXIf" and stored:
-            stored = replace(stored, orientation=_exif_orientation(body))
-    return stored
-
-
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 8
-    while at + 8 <= len(content):
-        length = int.from_bytes(content[at : at + 4])
-        yield content[at + 4 : at + 8], content[at + 8 : at + 8 + length]
-        at += 12 + length  # with the checksum behind the body
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    """Tag 0x0112 of the first directory, 1 where there is none."""
-    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
-    start = int.from_bytes(tiff[4:8], order)
-    count = int.from_bytes(tiff[start : start + 2], order)
-    for at in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
-        if int.from_bytes(tiff[at : at + 2], order) == 0x0112:
-            value = int.from_bytes(tiff[at + 8 : at + 10], order)
-            return value if 1 <= value <= 8 else 1
-    return 1

@@ -197,3 +197,12 @@ def test_a_section_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("model:\n  alpha: 0.5\ntrain:\n  epochs: 3\nmodel:\n  anchor_scales: [0.1, 0.9]\n")
     with pytest.raises(ConfigError, match=r"c\.yaml: not YAML \('model' stands there twice, the second time .* line 5"):
         load_config(path)
+
+
+def test_yaml_may_merge_a_mapping_into_another(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train: &base\n  epochs: 3\nmodel:\n  alpha: 0.5\n")
+    assert load_config(path).train.epochs == 3
+    path.write_text("x: &base {epochs: 3}\ntrain:\n  <<: *base\n  seed: 4\n")
+    with pytest.raises(ConfigError, match="x: no such setting"):  # read as far as that
+        load_config(path)

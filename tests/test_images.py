@@ -129,8 +129,9 @@ def test_what_is_not_an_image_is_an_error_that_names_it(
 
 
 def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(ImageError, match="cannot be read") as caught:
         read_image(tmp_path)
+    assert caught.value.kind == "missing-file"  # as `require_files` has it
 
 
 def test_a_name_outside_ascii_is_read_and_written(tmp_path: Path) -> None:
@@ -156,8 +157,8 @@ def test_writing_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) 
         ("short.jpg", b"\xff\xd8\xff\xe0\x00", "truncated-image"),
         ("short.png", b"\x89PNG\r\n\x1a\n", "truncated-image"),
         ("text.bmp", b"BM is how this text begins, but it is no picture", "not-an-image"),
-        ("a\0b.jpg", None, "unreadable-file"),
-        ("\ud800.jpg", None, "unreadable-file"),
+        ("a\0b.jpg", None, "missing-file"),
+        ("\ud800.jpg", None, "missing-file"),
     ],
     ids=lambda value: value if isinstance(value, str) and "-" in value else "",
 )
@@ -169,6 +170,15 @@ def test_an_error_says_which_kind_of_fault_it_is(tmp_path: Path, name: str, data
             read(tmp_path / name)
         assert caught.value.kind == kind
         assert str(caught.value) == f"{tmp_path / name}: {caught.value.reason}"
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".jp2", ".pgm", ".pbm", ".hdr"])
+def test_what_else_opencv_reads_begins_like_an_image(tmp_path: Path, suffix: str) -> None:
+    """`check --no-pixels` called them no images, and a set of them one that cannot be trained on."""
+    pixels = np.full((64, 64, 3), 90, np.float32 if suffix == ".hdr" else np.uint8)
+    path = encode(tmp_path / f"a{suffix}", pixels[..., 0] if suffix in (".pgm", ".pbm") else pixels)
+    assert look_at_header(path) is None
+    assert look_at_pixels(path).size_hw == (64, 64)
 
 
 def test_a_file_in_the_place_of_a_folder_holds_no_image(tmp_path: Path) -> None:

@@ -19,22 +19,27 @@ from mnet_det.data.boxes import Entry, Numbered, judge_boxes
 from mnet_det.data.faults import Fault
 from mnet_det.errors import DataError
 
+LARGEST_INTEGER = 2**63
 LARGEST_SIDE = 1e9
 """Pixels. What is larger is no coordinate, and its square would leave float32."""
-REQUIRED: dict[str, dict[str, Any]] = {
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
+Kinds = tuple[type, ...]
+REQUIRED: dict[str, dict[str, Kinds]] = {
+    "images": {"id": (int,), "file_name": (str,), "height": (int,), "width": (int,)},
     "annotations": {
-        "image_id": int,
-        "category_id": int,
-        "bbox": list,
+        "image_id": (int,),
+        "category_id": (int,),
+        "bbox": (list,),
         "id": (int, NoneType),
         "area": (int, float, NoneType),
-        "iscrowd": (int, NoneType),
+        "iscrowd": (int, bool, NoneType),
     },
-    "categories": {"id": int, "name": str},
+    "categories": {"id": (int,), "name": (str,)},
 }
 """Kinds of the fields that are read; those that may be missing are allowed to be null."""
-_KIND_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", NoneType: "nothing"}
+_KIND_NAMES: dict[type, str] = {
+    **{int: "an integer", float: "a number", str: "text", list: "a list"},
+    **{bool: "true or false", NoneType: "nothing"},
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,9 @@ class Examined:
     """What an annotation file holds, and what is wrong with it.
 
     Attributes:
-        images: entries without fatal faults, as the file has them; so are the next two.
-        annotations: those whose image and category are listed too.
-        categories: those too.
+        images: entries without fatal faults, as the file has them.
+        annotations: those that training and scoring can use: sound, of a listed image and category, with an area.
+        categories: entries without fatal faults.
         faults: all that was found, fatal or not.
     """
 
@@ -90,7 +95,8 @@ def examine_annotations(path: Path) -> Examined:
     annotations, found = _judge_annotations(listed["annotations"], images, categories, known, source)
     faults += found
     if annotations:
-        faults += judge_boxes(annotations, images, source)
+        annotations, found = judge_boxes(annotations, images, source)
+        faults += found
     faults += _judge_use(images, categories, content.get("annotations"), source)
     return Examined(images, list(annotations.values()), categories, tuple(faults))
 
@@ -112,16 +118,16 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def entry_faults(entries: Any, fields: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+def entry_faults(entries: Any, fields: Mapping[str, Kinds]) -> Iterator[tuple[int, str]]:
     """What is wrong with the fields of a list of entries: number of the entry, and a message."""
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             yield number, f"is {_name_of(entry)}, expected an object"
             continue
         wrong = [
-            f"'{field}' is {reprlib.repr(entry.get(field))}, expected {_expected(kind, entry.get(field))}"
-            for field, kind in fields.items()
-            if not _fits(entry.get(field), kind)
+            f"'{field}' is {reprlib.repr(entry.get(field))}, expected {_expected(kinds, entry.get(field))}"
+            for field, kinds in fields.items()
+            if not _fits(entry.get(field), kinds)
         ]
         if wrong:
             yield number, "; ".join(wrong)
@@ -129,10 +135,10 @@ def entry_faults(entries: Any, fields: Mapping[str, Any]) -> Iterator[tuple[int,
 
 def is_box(box: Sequence[Any]) -> bool:
     """Whether it is four finite numbers that can be pixels."""
-    return len(box) == 4 and all(
-        isinstance(side, int | float) and not isinstance(side, bool) and abs(side) < LARGEST_SIDE  # false for NaN
-        for side in box
-    )
+    for side in box:
+        if type(side) not in (int, float) or not -LARGEST_SIDE < side < LARGEST_SIDE:  # which NaN is not
+            return False
+    return len(box) == 4
 
 
 def compare_classes(training: Sequence[str], validation: Sequence[str], *, source: str) -> list[Fault]:
@@ -155,6 +161,12 @@ def compare_classes(training: Sequence[str], validation: Sequence[str], *, sourc
     return faults
 
 
+def nothing_to_learn(objects: int, source: str) -> list[Fault]:
+    """The fault of training data without boxes of single objects, crowds being none; `objects` is their number."""
+    message = "has no box of a single object, so there is nothing to learn"
+    return [] if objects else [Fault("no-boxes", message, source)]
+
+
 def _nearest(name: str, names: Sequence[str]) -> str | None:
     """The name that differs in case or blanks alone, else one spelt alike."""
     plain = {other.casefold().strip(): other for other in names}
@@ -167,7 +179,7 @@ def _some(names: Sequence[str], *, most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _sound_entries(entries: Any, fields: Mapping[str, Any], *, key: str, source: str) -> tuple[Numbered, list[Fault]]:
+def _sound_entries(entries: Any, fields: Mapping[str, Kinds], *, key: str, source: str) -> tuple[Numbered, list[Fault]]:
     """The entries that have all their fields, and faults for the others."""
     if not isinstance(entries, list):
         message = f"not COCO JSON; expected a list of {key}, found {_name_of(entries)}"
@@ -187,7 +199,7 @@ def _ids_of(entry: Any, key: str) -> dict[str, Any]:
     of_image = {"image_id": entry.get("id"), "file": entry.get("file_name")}
     of_annotation = {"annotation_id": entry.get("id"), "image_id": entry.get("image_id")}
     found = {"images": of_image, "annotations": of_annotation, "categories": {"category": entry.get("id")}}[key]
-    return {name: value for name, value in found.items() if _fits(value, str if name == "file" else int)}
+    return {name: value for name, value in found.items() if _fits(value, (str,) if name == "file" else (int,))}
 
 
 def _judge_images(images: Iterable[Entry], source: str) -> tuple[list[Entry], list[Fault]]:
@@ -218,6 +230,7 @@ def _judge_categories(categories: Iterable[Entry], source: str) -> tuple[list[En
     kept = []
     ids: dict[int, str] = {}
     names: dict[str, int] = {}
+    spelt: dict[str, str] = {}
     for category in categories:
         number, name = category["id"], category["name"]
         if number in ids:
@@ -228,6 +241,10 @@ def _judge_categories(categories: Iterable[Entry], source: str) -> tuple[list[En
             faults.append(Fault("duplicate-class-name", message, source, category=number))
         else:
             kept.append(category)
+            alike = spelt.setdefault(name.casefold().strip(), name)
+            if alike != name:
+                message = f"{name!r} differs from {alike!r} by case or blanks alone; are they one class?"
+                faults.append(Fault("class-names-alike", message, source, category=number))
         ids.setdefault(number, name)
         names.setdefault(name, number)
     return kept, faults
@@ -287,18 +304,22 @@ def _judge_use(images: list[Entry], categories: list[Entry], annotations: Any, s
 def _ids_in(entries: Any, field: str) -> set[int]:
     """The ids in a field of a list of entries, which may have other faults."""
     objects = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return {entry[field] for entry in objects if _fits(entry.get(field), int)}
+    return {entry[field] for entry in objects if type(entry.get(field)) is int}
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a field's value is of its kind, and can be held: 64-bit integers, finite numbers, text in UTF-8."""
-    if isinstance(value, bool) or not isinstance(value, kind):
+def _fits(value: Any, kinds: Kinds) -> bool:
+    """Whether a field's value is of its kind, and can be held: 64-bit integers, finite numbers, text in UTF-8.
+
+    Kinds are compared exactly: true is no integer. It is asked millions of times.
+    """
+    kind = type(value)
+    if kind not in kinds:
         return False
-    if isinstance(value, int):
-        return abs(value) < 2**63
-    if isinstance(value, float):
+    if kind is int:
+        return -LARGEST_INTEGER < value < LARGEST_INTEGER
+    if kind is float:
         return math.isfinite(value)
-    return not isinstance(value, str) or _is_text(value)
+    return kind is not str or _is_text(value)
 
 
 def _is_text(value: str) -> bool:
@@ -310,9 +331,8 @@ def _is_text(value: str) -> bool:
     return bool(value) and "\0" not in value
 
 
-def _expected(kind: Any, came: Any) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(came, bool) and isinstance(came, kind):  # of the right kind, so it cannot be held
+def _expected(kinds: Kinds, came: Any) -> str:
+    if type(came) in kinds:  # of the right kind, so it cannot be held
         return {int: "one of 64 bits", float: "a finite one", str: "a name in UTF-8"}[type(came)]
     return " or ".join(_KIND_NAMES[kind] for kind in kinds)
 

@@ -26,8 +26,8 @@ LEAST_SIDE_PX = 8
 """In a smaller image, a box inside 0…1 may well be pixels."""
 LEAST_VISIBLE = 0.75
 """A box that keeps less than this share inside its image sticks out by more than carelessness."""
-GUESSED_FROM = 3
-"""How many boxes must stick out before the whole file is taken for x1, y1, x2, y2."""
+GUESSED_FROM = 5
+"""How many boxes a file must have before a guess about all of them is trusted so far as to refuse it."""
 AREA_TOLERANCE = 0.01
 LEAST_MASK = 0.02
 """A mask covers more of its box than this share; COCO's thinnest objects do."""
@@ -38,36 +38,43 @@ SAME_IOU = 0.9
 PAIRS_AT_ONCE = 1_000_000
 
 
-def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> list[Fault]:
-    """Where boxes lie and what their areas say. [N] below are the annotations."""
+def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[Numbered, list[Fault]]:
+    """Where boxes lie and what their areas say. [N] below are the annotations.
+
+    Returns:
+        Those that training and scoring can use, and what is wrong with any of them.
+    """
     annotations = list(numbered.values())
     owner = {image["id"]: image for image in images}
     owners = [owner[annotation["image_id"]] for annotation in annotations]
     boxes = np.array([annotation["bbox"] for annotation in annotations], np.float64)  # [N, 4] x, y, w, h
     limits_wh = np.array([(image["width"], image["height"]) for image in owners], np.float64)  # [N, 2]
     geometry = _Geometry(boxes, limits_wh)
-    places = [_place(*row) for row in zip(numbered, annotations, owners, strict=True)]
-    sizes = [f"{image['width']}x{image['height']}" for image in owners]
+    numbers = list(numbered)
     faults: list[Fault] = []
+
+    def place(row: int) -> dict[str, Any]:
+        return _place(numbers[row], annotations[row], owners[row])
 
     def say(kind: str, chosen: Mask, message: str) -> None:
         for row in np.flatnonzero(chosen).tolist():
-            text = message.format(box=_numbers(annotations[row]["bbox"]), size=sizes[row])
-            faults.append(Fault(kind, text, source, **places[row]))
+            size = f"{owners[row]['width']}x{owners[row]['height']}"
+            text = message.format(box=_numbers(annotations[row]["bbox"]), size=size)
+            faults.append(Fault(kind, text, source, **place(row)))
 
     say("negative-box", geometry.negative, "[{box}] has a negative width or height")
     say("empty-box", geometry.empty, "[{box}] has no width or no height")
     say("box-outside", geometry.outside, "[{box}] lies outside its image of {size}")
     normalised, xyxy = geometry.maybe_normalised, geometry.maybe_xyxy
     positive = int(geometry.positive.sum())
-    if int(normalised.sum()) >= max(GUESSED_FROM, positive / 2):
+    if positive >= GUESSED_FROM and int(normalised.sum()) >= positive / 2:
         message = (
-            f"{int(normalised.sum())} of {positive} boxes lie inside 0…1, as if they were parts of the image (a guess "
-            "from the numbers); COCO has pixels: multiply x and width by the image's width, y and height by its height"
+            f"{int(normalised.sum())} of {positive} boxes have all four numbers inside 0…1, as if they were parts of "
+            "the image (a guess from the numbers); COCO has the pixels of the top left corner, width and height"
         )
         faults.append(Fault("boxes-normalised", message, source))
     else:
-        say("box-maybe-normalised", normalised, "[{box}] lies inside 0…1: perhaps parts of the image (a guess)")
+        say("box-maybe-normalised", normalised, "[{box}] has numbers inside 0…1 alone: parts of the image? (a guess)")
     if geometry.all_seem_xyxy:
         message = (
             f"{int(xyxy.sum())} of {positive} boxes stick far out of their image as x, y, width, height, while all fit "
@@ -85,14 +92,15 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> list[Fa
     )
     say("tiny-box", geometry.tiny, f"[{{box}}] is {TINY_PX} px or less either way: a stray click?")
     for row, message in _wrong_areas(annotations, boxes):
-        faults.append(Fault("area-contradicts-box", message, source, **places[row]))
+        faults.append(Fault("area-contradicts-box", message, source, **place(row)))
     crowd: Mask = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
     for row, first, iou in sorted(_duplicates(annotations, boxes, geometry.positive & ~crowd)):
-        other = places[first]["entry"] or f"annotation {places[first]['annotation_id']}"
+        other = place(first)["entry"] or f"annotation {annotations[first]['id']}"
         message = f"the class and the box of {other} once more (IoU {iou:.2f})"
-        faults.append(Fault("duplicate-box", message, source, **places[row]))
+        faults.append(Fault("duplicate-box", message, source, **place(row)))
     say("crowd", crowd, "a region of many objects (iscrowd)")
-    return faults
+    usable = geometry.positive & ~geometry.outside
+    return {number: numbered[number] for number, kept in zip(numbers, usable, strict=True) if kept}, faults
 
 
 class _Geometry:
@@ -118,7 +126,8 @@ class _Geometry:
 
     @property
     def maybe_normalised(self) -> Mask:
-        inside = (self._x1y1 >= 0).all(axis=1) & (self._x2y2 <= NEARLY_1).all(axis=1)
+        inside = (self._x1y1 >= 0).all(axis=1) & (self._x1y1 <= NEARLY_1).all(axis=1)
+        inside &= (self._wh <= NEARLY_1).all(axis=1)  # not their sum: YOLO's first two numbers are the centre
         return self.positive & inside & (self._limits_wh >= LEAST_SIDE_PX).all(axis=1)
 
     @property
@@ -137,7 +146,7 @@ class _Geometry:
         """A quarter sticks far out, and practically all would fit; of true sizes, most are less than their corner."""
         guesses, positive = int(self.maybe_xyxy.sum()), int(self.positive.sum())
         fitting = int((self._fits_as_xyxy & self.positive).sum())
-        return guesses >= max(GUESSED_FROM, positive / 4) and fitting >= 0.99 * positive
+        return positive >= GUESSED_FROM and guesses >= positive / 4 and fitting >= 0.99 * positive
 
 
 def _wrong_areas(annotations: Sequence[Entry], boxes: Boxes) -> Iterator[tuple[int, str]]:

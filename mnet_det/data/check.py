@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +14,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_det.data.annotations import Examined, compare_classes, examine_annotations
+from mnet_det.data.annotations import Examined, compare_classes, examine_annotations, nothing_to_learn
 from mnet_det.data.boxes import Entry, clip_boxes
 from mnet_det.data.faults import KINDS, Fault, count_kinds
+from mnet_det.doctor import usable_cores
 from mnet_det.errors import DataError, ImageError
 from mnet_det.files import sha256_of
-from mnet_det.images import Stored, look_at_header, look_at_pixels, read_image, size_error
+from mnet_det.image_header import Stored
+from mnet_det.images import look_at_header, look_at_pixels, read_image, size_error
 
 IMAGES_AT_ONCE = 256
 """Images handed to the threads together: many enough to keep them busy, few enough to hold nothing of the others."""
@@ -81,6 +82,7 @@ def check(
     *,
     val: Path | None = None,
     val_images: Path | None = None,
+    classes: Sequence[str] | None = None,
     pixels: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Verdict:
@@ -91,6 +93,7 @@ def check(
         images: folder of the image files.
         val: the validation's annotations, judged too and compared with the first.
         val_images: their folder.
+        classes: those that a config chooses; all unless given.
         pixels: decode every image; else only what the first bytes of a file say is judged.
         progress: called after every few images.
 
@@ -106,8 +109,9 @@ def check(
         for count in side.look(pixels=pixels):
             done += count
             progress(done, total)
+    sides[0].judge_training(classes)
     for later in sides[1:]:
-        later.compare(sides[0])
+        later.compare(sides[0], classes)
     summary = sides[0].summary()
     if sides[1:]:
         summary["val"] = sides[1].summary()
@@ -133,7 +137,7 @@ class _Side:
         def judge(entry: Entry) -> list[Fault]:
             return list(self._judge_file(entry, pixels=pixels))
 
-        with _one_opencv_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with _one_opencv_thread(), ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(entries), IMAGES_AT_ONCE):
                 group = entries[start : start + IMAGES_AT_ONCE]
                 for found in pool.map(judge, group):
@@ -147,12 +151,23 @@ class _Side:
             )
             self.faults.append(Fault("most-images-unusable", message, self.source))
 
-    def compare(self, training: _Side) -> None:
+    def names(self, classes: Sequence[str] | None) -> dict[int, str]:
+        """The name of each category id, of those that are chosen."""
+        categories = self.examined.categories
+        return {c["id"]: c["name"] for c in categories if classes is None or c["name"] in classes}
+
+    def judge_training(self, classes: Sequence[str] | None) -> None:
+        """Add the fault of data that nothing can be learned from, unless it follows from another."""
+        if not self.examined.fatal:
+            names = self.names(classes)
+            objects = sum(not a.get("iscrowd") and a["category_id"] in names for a in self.examined.annotations)
+            self.faults += nothing_to_learn(objects, self.source)
+
+    def compare(self, training: _Side, classes: Sequence[str] | None) -> None:
         """Add what is wrong between the training's data and these, which will be scored."""
-        learned, scored = training.examined.categories, self.examined.categories
+        learned, scored = (list(side.names(classes).values()) for side in (training, self))
         if learned and scored:  # else there is a fatal fault already, and every name would be another
-            names = ([category["name"] for category in categories] for categories in (learned, scored))
-            self.faults += compare_classes(*names, source=self.source)
+            self.faults += compare_classes(learned, scored, source=self.source)
         for entry, other in _same_files(self, training):
             message = f"the same bytes as {other} of the training data; what was learned by heart is no test"
             self.faults.append(_image_fault("image-in-both", message, entry, self.source))
@@ -301,11 +316,8 @@ class _Boxes:
         images_wh = np.array([size_of[a["image_id"]] for a in examined.annotations], np.float64).reshape(-1, 2)
         boxes = np.array([a["bbox"] for a in examined.annotations], np.float64).reshape(-1, 4)
         clipped = clip_boxes(boxes, images_wh).astype(np.float64)
-        sides_wh = clipped[:, 2:] - clipped[:, :2]
-        used = (sides_wh > 0).all(axis=1)
-        annotations = [examined.annotations[number] for number in np.flatnonzero(used)]
-        crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool)
-        return cls(annotations, sides_wh[used], images_wh[used], crowd)
+        crowd = np.array([bool(annotation.get("iscrowd")) for annotation in examined.annotations], bool)
+        return cls(examined.annotations, clipped[:, 2:] - clipped[:, :2], images_wh, crowd)
 
     def sizes(self) -> dict[str, Any]:
         """How large single objects are: COCO's three sizes, relative to the image, and percentiles in pixels."""

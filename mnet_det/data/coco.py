@@ -58,7 +58,7 @@ class CocoData:
         category_ids: the file's own ids, in the same order; None for a class that only the data it was joined to have.
         image_ids: int64 [I].
         image_hws: int64 [I, 2].
-        left_out: faults of boxes that no detector can learn from (COCOeval still sees them).
+        left_out: faults of boxes that are not among these.
     """
 
     source: Path
@@ -82,6 +82,11 @@ class CocoData:
     def num_boxes(self) -> int:
         """Boxes in all, crowd regions included."""
         return len(self._labels)
+
+    @property
+    def num_objects(self) -> int:
+        """Boxes of single objects."""
+        return int((~self._crowd).sum())
 
     @property
     def known_ids(self) -> tuple[int, ...]:
@@ -141,11 +146,13 @@ class CocoData:
     def without(self, faults: Iterable[Fault]) -> CocoData:
         """All images but those that have one of these faults."""
         image_ids = np.array([fault.image_id for fault in faults if fault.image_id is not None], np.int64)
+        if not len(image_ids):
+            return self
         return self._select(np.flatnonzero(~np.isin(self.image_ids, image_ids)))
 
     def _select(self, wanted: IntArray) -> CocoData:
         """The images at these places, with their boxes."""
-        rows = np.concatenate([np.arange(0), *(np.arange(len(self._labels))[self._boxes_of(i)] for i in wanted)])
+        rows = np.concatenate([np.arange(0), *(np.arange(self._starts[i], self._starts[i + 1]) for i in wanted)])
         lengths = np.diff(self._starts)[wanted]
         image_ids = set(self.image_ids[wanted].tolist())
         return replace(
@@ -206,8 +213,7 @@ def read_coco(
     kept = [a for a in examined.annotations if a["category_id"] in label_of]
     kept.sort(key=lambda a: image_index[a["image_id"]])
     owners = np.array([image_index[a["image_id"]] for a in kept], np.int64)
-    boxes_xyxy = clip_boxes(np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4), image_hws[owners, ::-1])
-    sound = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
+    boxes_xywh = np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4)
     return CocoData(
         source=annotations,
         folder=images,
@@ -217,16 +223,19 @@ def read_coco(
         image_hws=image_hws,
         left_out=tuple(fault for fault in examined.faults if fault.handling == "left out"),
         _file_names=np.array([image["file_name"].encode() for image in examined.images]),
-        _starts=np.searchsorted(owners[sound], np.arange(len(image_hws) + 1)).astype(np.int64),
-        _boxes_xyxy=boxes_xyxy[sound],
-        _labels=np.array([label_of[a["category_id"]] for a in kept], np.int64)[sound],
-        _crowd=np.array([bool(a.get("iscrowd")) for a in kept], bool)[sound],
-        _annotation_ids=np.array([a.get("id") or 0 for a in kept], np.int64)[sound],
+        _starts=np.searchsorted(owners, np.arange(len(image_hws) + 1)).astype(np.int64),
+        _boxes_xyxy=clip_boxes(boxes_xywh, image_hws[owners, ::-1]),
+        _labels=np.array([label_of[a["category_id"]] for a in kept], np.int64),
+        _crowd=np.array([bool(a.get("iscrowd")) for a in kept], bool),
+        _annotation_ids=np.array([a.get("id") or 0 for a in kept], np.int64),
     )
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
     """An annotation file as COCOeval wants it, with missing `area` (w × h) and `iscrowd` (0) filled in.
+
+    Boxes that no detector could find, such as those without area, are not in it, but their faults are, under
+    `left_out`.
 
     Raises:
         DataError: it is missing, or has a fatal fault; the message says what, and where.
@@ -237,8 +246,13 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         annotation["id"] = number  # COCOeval takes 0 for "no match"
         if annotation.get("area") is None:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-        annotation["iscrowd"] = annotation.get("iscrowd") or 0
-    return {"images": examined.images, "annotations": examined.annotations, "categories": examined.categories}
+        annotation["iscrowd"] = int(bool(annotation.get("iscrowd")))  # pycocotools holds it in a byte
+    return {
+        "images": examined.images,
+        "annotations": examined.annotations,
+        "categories": examined.categories,
+        "left_out": [fault for fault in examined.faults if fault.handling == "left out"],
+    }
 
 
 def refuse_fatal(faults: Iterable[Fault]) -> None:
@@ -289,7 +303,12 @@ def to_results(detections: Detections, *, image_id: int | str, category_ids: Seq
     ]
 
 
-_RESULT = {"image_id": (int, str), "category_id": int, "bbox": list, "score": (int, float)}
+_RESULT: dict[str, tuple[type, ...]] = {
+    "image_id": (int, str),
+    "category_id": (int,),
+    "bbox": (list,),
+    "score": (int, float),
+}
 
 
 def _classes(

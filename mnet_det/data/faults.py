@@ -52,6 +52,8 @@ KINDS: dict[str, Kind] = {
     "class-without-boxes": Kind("classes without boxes", "used"),
     "image-without-boxes": Kind("images without boxes (background)", "used"),
     "file-listed-twice": Kind("files listed as two images", "used"),
+    "class-names-alike": Kind("class names that differ by case or blanks alone", "used"),
+    "no-boxes": Kind("nothing to learn", "fatal"),
     # Image files
     "missing-file": Kind("missing image files", "fatal"),
     "most-images-unusable": Kind("most images cannot be used", "fatal"),

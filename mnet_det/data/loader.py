@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from mnet_det.data.augment import Augment, Preset, Sample
 from mnet_det.data.coco import CocoData, Truth
@@ -23,8 +23,8 @@ Draw = tuple[int, int]
 
 
 NO_PIXELS = np.zeros((3, 0, 0), np.uint8)
-MOST_IN_A_ROW = 100
-"""How many images after each other may be of no use before it is taken for a fault of the whole set."""
+MOST_TRIES = 100
+"""How many random images may be of no use before it is taken for a fault of the whole set."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Drawn:
 
 
 class TrainingSamples(Dataset[Drawn]):
-    """The augmented sample of a `Draw`; the next image takes the place of one that cannot be used."""
+    """The augmented sample of a `Draw`; another image takes the place of one that cannot be used."""
 
     def __init__(self, data: CocoData, augment: Augment, *, seed: int, pixels: Pixels | None = None) -> None:
         """Samples of `data`, with the pixels that `pixels` gives, or else those of its files."""
@@ -65,17 +65,23 @@ class TrainingSamples(Dataset[Drawn]):
         Raises:
             DataError: an annotation breaks the augmentation, or many images in a row cannot be used.
         """
-        epoch, drawn = draw
-        left_out: list[Fault] = []
-        for step in range(min(MOST_IN_A_ROW, len(self))):
-            index = (drawn + step) % len(self)
+        epoch, _ = draw
+        left_out: dict[int, Fault] = {}
+        for index in self._candidates(draw):
             try:
                 image = self._pixels(index)
             except ImageError as error:
-                left_out.append(self._data.fault(index, error))
+                left_out[index] = self._data.fault(index, error)
             else:
-                return Drawn(int(self._data.image_ids[index]), self._sample(epoch, index, image), left_out)
-        raise DataError(f"{left_out[0]}; nor can the {len(left_out) - 1} images after it be used")
+                sample = self._sample(epoch, index, image)
+                return Drawn(int(self._data.image_ids[index]), sample, list(left_out.values()))
+        first, *others = left_out.values()
+        raise DataError(f"{first}" + (f"; nor can {len(others)} others that were tried in its place" if others else ""))
+
+    def _candidates(self, draw: Draw) -> Iterator[int]:
+        """The image that was drawn, then others at random; which, follows from seed and draw."""
+        yield draw[1]
+        yield from np.random.default_rng([self._seed, *draw]).integers(len(self), size=MOST_TRIES).tolist()
 
     def _sample(self, epoch: int, index: int, image: Image) -> Sample:
         seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
@@ -238,10 +244,7 @@ def collate(draws: Sequence[Drawn]) -> tuple[torch.Tensor, list[Drawn]]:
 
     The rest stays numpy on its way out of a worker: each tensor would take a file of shared memory of its own.
     """
-    images = torch.empty((len(draws), *draws[0].sample.image.shape), dtype=torch.uint8)
-    if get_worker_info() is not None:
-        images.share_memory_()  # before it is filled; afterwards all of it would be copied
-    np.stack([drawn.sample.image for drawn in draws], out=images.numpy())
+    images = default_collate([torch.from_numpy(drawn.sample.image) for drawn in draws])  # into shared memory at once
     return images, [drawn.without_pixels() for drawn in draws]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,11 +19,14 @@ LINES = 10
 class LeftOut:
     """The list `left_out.json` of a run folder; nothing is written while nothing is left out."""
 
-    def __init__(self, out: Path, console: Console) -> None:
+    def __init__(self, out: Path, console: Console, *, resumed: bool = False) -> None:
+        """Begin the list, or go on with that of a run that is resumed."""
         self._path = out / "left_out.json"
         self._console = console
-        self._faults: dict[str, Fault] = {}
+        self._listed = _read(self._path) if resumed else {}
         self._lines = 0
+        if not resumed:
+            self._path.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
 
     def add(self, faults: Iterable[Fault]) -> None:
         """List the faults that are new, and say in one line what they are.
@@ -29,11 +34,11 @@ class LeftOut:
         Raises:
             MnetDetError: the list cannot be written.
         """
-        new = {str(fault): fault for fault in faults if str(fault) not in self._faults}
+        new = {str(fault): fault for fault in faults if str(fault) not in self._listed}
         if not new:
             return
-        self._faults |= new
-        write_json(self._path, {"left_out": [fault.to_json() for fault in self._faults.values()]})
+        self._listed |= {place: fault.to_json() for place, fault in new.items()}
+        write_json(self._path, {"left_out": list(self._listed.values())})
         self._lines += 1
         if self._lines <= LINES:
             counts = ", ".join(f"{KINDS[kind].title} ({count})" for kind, count in count_kinds(new.values()).items())
@@ -42,4 +47,13 @@ class LeftOut:
             self._say(f"more that is left out is only listed in {self._path}")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """What an earlier part of the run listed; nothing where there is no such list."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["left_out"]
+        return {f"{fault['where']}: {fault['message']}": fault for fault in listed}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

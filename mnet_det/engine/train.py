@@ -101,7 +101,7 @@ def train(
     # A few images make an epoch of few steps; visited often enough, they make as many as bookkeeping is worth.
     passes = 1 if overfit is None else math.ceil(OVERFIT_STEPS * config.train.batch_size / len(data))
     batches = EpochBatches(len(data), batch_size=config.train.batch_size, seed=config.train.seed, passes=passes)
-    left_out = LeftOut(out, console)
+    left_out = LeftOut(out, console, resumed=resume is not None)
     loader = _loader(
         data,
         batches,

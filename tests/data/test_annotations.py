@@ -14,7 +14,8 @@ from mnet_det.data.faults import KINDS, Fault, count_kinds
 
 Entry = dict[str, Any]
 XYWH = [(10, 10, 30, 40), (50, 20, 20, 20), (5, 60, 80, 30), (70, 5, 25, 90), (40, 40, 50, 50)]
-"""Boxes inside an image of 100×100."""
+XYWH += [(30, 15, 60, 20), (60, 70, 30, 25), (15, 45, 20, 50), (65, 35, 30, 30), (20, 5, 40, 25)]
+"""Ten boxes inside an image of 100×100."""
 
 
 def examine(folder: Path, *boxes: tuple[float, ...], **more: Any) -> tuple[Fault, ...]:
@@ -49,16 +50,24 @@ def test_boxes_in_corners_are_taken_for_such_where_all_of_them_would_fit(tmp_pat
     assert fault.where == str(tmp_path / "instances.json")
 
 
+def test_a_few_boxes_are_not_enough_to_refuse_a_file_on_a_guess(tmp_path: Path) -> None:
+    corners = [(x, y, x + w, y + h) for x, y, w, h in XYWH]
+    for few in (corners[:4], [(x / 100, y / 100, w / 100, h / 100) for x, y, w, h in XYWH[:4]]):
+        faults = examine(tmp_path, *few)
+        assert faults
+        assert {fault.handling for fault in faults} == {"used"}
+
+
 def test_one_box_in_corners_among_others_is_a_guess_at_its_place(tmp_path: Path) -> None:
     (fault,) = examine(tmp_path, *XYWH, (60, 60, 90, 95))
-    assert (fault.kind, fault.annotation_id, fault.image_id, fault.file) == ("box-maybe-xyxy", 6, 4, "a.jpg")
+    assert (fault.kind, fault.annotation_id, fault.image_id, fault.file) == ("box-maybe-xyxy", 11, 4, "a.jpg")
     assert "a guess" in fault.message
 
 
 def test_a_box_that_reaches_a_little_over_the_edge_is_not_taken_for_corners(tmp_path: Path) -> None:
     """40 + 65 is 5 px too far; as corners it would fit as well, but then hardly a box would do so by chance."""
     (fault,) = examine(tmp_path, *XYWH, (40, 40, 65, 60))
-    assert (fault.kind, fault.annotation_id) == ("box-partly-outside", 6)
+    assert (fault.kind, fault.annotation_id) == ("box-partly-outside", 11)
 
 
 @pytest.mark.parametrize("over", [0, 0.4])
@@ -68,9 +77,11 @@ def test_half_a_pixel_over_the_edge_is_rounding(tmp_path: Path, over: float) -> 
 
 def test_boxes_as_parts_of_the_image(tmp_path: Path) -> None:
     parts = [(x / 100, y / 100, w / 100, h / 100) for x, y, w, h in XYWH]
-    assert [fault.kind for fault in examine(tmp_path, *parts)] == ["boxes-normalised"]
+    from_centres = [(x + w / 2, y + h / 2, w, h) for x, y, w, h in parts]  # as YOLO has them
+    for written in (parts, from_centres):
+        assert [fault.kind for fault in examine(tmp_path, *written)] == ["boxes-normalised"]
     (fault,) = examine(tmp_path, *XYWH, parts[0])
-    assert (fault.kind, fault.annotation_id) == ("box-maybe-normalised", 6)
+    assert (fault.kind, fault.annotation_id) == ("box-maybe-normalised", 11)
 
 
 def test_an_area_is_that_of_the_box_or_of_a_mask_in_it(tmp_path: Path) -> None:
@@ -92,7 +103,7 @@ def test_areas_of_masks_that_were_taken_away_are_no_fault(tmp_path: Path) -> Non
 
 def test_a_box_marked_twice_names_the_first(tmp_path: Path) -> None:
     (fault,) = examine(tmp_path, *XYWH, XYWH[1])
-    assert (fault.kind, fault.annotation_id) == ("duplicate-box", 6)
+    assert (fault.kind, fault.annotation_id) == ("duplicate-box", 11)
     assert fault.message == "the class and the box of annotation 2 once more (IoU 1.00)"
 
 
@@ -160,6 +171,22 @@ def test_all_faults_of_a_file_come_at_once(tmp_path: Path) -> None:
         "unknown-image": 1,
         "bad-box": 1,
     }
+
+
+def test_classes_that_are_spelt_nearly_alike_may_be_one(tmp_path: Path) -> None:
+    what = content([{"bbox": [1, 1, 5, 5]}, {"bbox": [9, 9, 5, 5], "category_id": 3}])
+    what["categories"].append({"id": 3, "name": "Cat "})
+    (fault,) = judge(tmp_path, what)
+    assert (fault.kind, fault.category) == ("class-names-alike", 3)
+    assert "'Cat ' differs from 'cat'" in fault.message
+
+
+def test_only_what_can_be_used_is_handed_on(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(
+        json.dumps(content([{"bbox": b} for b in ([1, 1, 0, 5], [1, 1, 5, 5], [200, 1, 5, 5], [9, 9, -1, 5])]))
+    )
+    assert [annotation["id"] for annotation in examine_annotations(path).annotations] == [2]
 
 
 def test_places_are_told_in_words_and_in_parts() -> None:

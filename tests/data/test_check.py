@@ -280,7 +280,7 @@ def missing(data: DataSet, number: int) -> Found:
 def folder_for_file(data: DataSet, number: int) -> Found:
     data.path(number).unlink()
     data.path(number).mkdir()
-    return "unreadable-file", of_image(data, number)
+    return "missing-file", of_image(data, number)
 
 
 def annotated_size(height: int, width: int) -> Inject:

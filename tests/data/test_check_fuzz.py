@@ -23,6 +23,7 @@ from rich.console import Console
 from mnet_det.data.annotations import examine_annotations
 from mnet_det.data.check import check
 from mnet_det.data.coco import read_coco, read_coco_json
+from mnet_det.engine.evaluate import score_results
 from mnet_det.errors import MnetDetError
 from mnet_det.report.verdict import print_verdict
 
@@ -108,6 +109,10 @@ def survive(path: Path, folder: Path) -> bool:
 def survive_check(path: Path, folder: Path) -> None:
     verdict = check(path, folder, val=path, val_images=folder)
     json.dumps(verdict.to_json(), allow_nan=False).encode()
+    truth = attempt(read_coco_json, path)
+    if truth is not None:  # then pycocotools can judge by it
+        found = [{**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.5} for a in truth["annotations"]]
+        score_results(found, truth)
     print_verdict(Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=40, markup=False), verdict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from mnet_det.data.coco import CocoData, read_coco, read_coco_json, read_results, to_results
+from mnet_det.data.faults import Fault
 from mnet_det.errors import DataError
 from mnet_det.images import write_image
 from mnet_det.structures import Detections
@@ -132,6 +134,24 @@ def test_head_is_the_first_images_with_boxes(tmp_path: Path) -> None:
     assert len(data.head(99)) == 2
 
 
+def test_leaving_nothing_out_is_free_and_a_part_of_many_images_is_cheap(tmp_path: Path) -> None:
+    """Each image took an array as long as all boxes, and a val set of 20 000 images did not fit into memory."""
+    count = 20_000
+    what = content() | {
+        "annotations": [{"image_id": n, "category_id": 1, "bbox": [1, 1, 5, 5]} for n in range(count)] * 3
+    }
+    what["images"] = [{"id": n, "file_name": f"{n}.jpg", "height": 9, "width": 9} for n in range(count)]
+    data = read(tmp_path, what)
+    assert data.without([]) is data
+    tracemalloc.start()
+    part = data.without([Fault("empty-file", "", "", image_id=7)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(part), part.num_boxes) == (count - 1, 3 * (count - 1))
+    assert part.truth(7).boxes_xyxy.tolist() == [[1, 1, 6, 6]] * 3
+    assert peak < 100e6
+
+
 def test_head_of_data_without_boxes_says_so(tmp_path: Path) -> None:
     """It ended in numpy's "need at least one array to concatenate", a traceback for `train --overfit`."""
     with pytest.raises(DataError, match="none of its 3 images has an object"):
@@ -157,6 +177,21 @@ def test_missing_area_crowd_and_id_are_filled_in_for_cocoeval(tmp_path: Path) ->
     assert (first["area"], first["iscrowd"]) == (200, 0)
     assert (second["area"], second["iscrowd"]) == (7.5, 1)
     assert (third["area"], third["iscrowd"]) == (100, 0)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(256, 1), (-1, 1), (True, 1), (False, 0)])
+def test_a_crowd_is_a_crowd_however_it_is_written(tmp_path: Path, given: object, expected: int) -> None:
+    """pycocotools holds it in a byte, and ended with an OverflowError after the first epoch."""
+    path = write(tmp_path, content(box(iscrowd=given)))
+    assert read_coco_json(path)["annotations"][0]["iscrowd"] == expected
+    assert read_coco(path, tmp_path).truth(1).crowd.tolist() == [bool(expected)]
+
+
+def test_boxes_that_nobody_can_find_are_not_scored_but_told(tmp_path: Path) -> None:
+    path = write(tmp_path, content(box(id=1, bbox=(1, 1, 0, 5)), box(id=2)))
+    truth = read_coco_json(path)
+    assert [annotation["bbox"] for annotation in truth["annotations"]] == [[1, 2, 10, 10]]
+    assert [fault.annotation_id for fault in truth["left_out"]] == [1]
 
 
 def test_annotation_ids_are_unique_and_never_0(tmp_path: Path) -> None:

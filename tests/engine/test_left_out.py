@@ -28,7 +28,7 @@ def test_nothing_left_out_leaves_no_list(tmp_path: Path) -> None:
 
 def test_each_fault_is_listed_once_and_told_in_a_line(tmp_path: Path) -> None:
     text = io.StringIO()
-    left_out = LeftOut(tmp_path, Console(file=text, width=300))
+    left_out = LeftOut(tmp_path, Console(file=text, width=80))
     left_out.add([fault(1), fault(2), fault(3, "empty-file")])
     left_out.add([fault(2)])
     assert listed(tmp_path) == [1, 2, 3]
@@ -40,9 +40,26 @@ def test_each_fault_is_listed_once_and_told_in_a_line(tmp_path: Path) -> None:
 
 def test_a_flood_is_only_listed(tmp_path: Path) -> None:
     text = io.StringIO()
-    left_out = LeftOut(tmp_path, Console(file=text, width=300))
+    left_out = LeftOut(tmp_path, Console(file=text, width=80))
     for number in range(3 * LINES):
         left_out.add([fault(number)])
     assert listed(tmp_path) == list(range(3 * LINES))
     assert len(text.getvalue().splitlines()) == LINES + 1
     assert "only listed" in text.getvalue().splitlines()[-1]
+
+
+def test_a_resumed_run_goes_on_with_its_list_and_a_new_one_begins_anew(tmp_path: Path) -> None:
+    """An image that was repaired meanwhile was still not seen in the epochs before."""
+    quiet = Console(quiet=True)
+    LeftOut(tmp_path, quiet).add([fault(1)])
+    resumed = LeftOut(tmp_path, quiet, resumed=True)
+    resumed.add([fault(1), fault(2)])
+    assert listed(tmp_path) == [1, 2]
+    LeftOut(tmp_path, quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "left_out.json").write_text('{"left_out": [{}]}')
+    LeftOut(tmp_path, Console(quiet=True), resumed=True).add([fault(2)])
+    assert listed(tmp_path) == [2]
