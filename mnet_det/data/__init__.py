@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from mnet_det.config import DataConfig, Split
-from mnet_det.data.annotations import nothing_to_learn
-from mnet_det.data.coco import CocoData, read_coco, refuse_fatal
+from mnet_det.data.coco import CocoData, read_coco
 
 
 def open_data(config: DataConfig, split: Split, *, joined_to: CocoData | None = None) -> CocoData:
@@ -17,12 +16,9 @@ def open_data(config: DataConfig, split: Split, *, joined_to: CocoData | None = 
 
     Raises:
         ConfigError: the config names no such split.
-        DataError: files are missing, the annotations have a fatal fault, there is nothing to learn, or a validation
-            has classes that the training data lack.
+        DataError: files are missing, the annotations have a fatal fault, or classes that the training data lack.
     """
     names = None if joined_to is None else joined_to.class_names
     data = read_coco(config.annotations(split), config.images(split), classes=config.classes, joined_to=names)
     data.require_files()
-    if split == "train":
-        refuse_fatal(nothing_to_learn(data.num_objects, str(data.source)))
     return data

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from mnet_det.cache import cache_folder
 from mnet_det.config import Config, ModelConfig, Split
 from mnet_det.data import open_data
+from mnet_det.data.annotations import nothing_to_learn
 from mnet_det.data.augment import Preset
-from mnet_det.data.coco import CocoData, read_coco_json
+from mnet_det.data.coco import CocoData, read_coco_json, refuse_fatal
 from mnet_det.data.faults import Fault
 from mnet_det.data.image_cache import open_cache
 from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
@@ -93,6 +94,7 @@ def train(
             console.print(f"the weights need {', '.join(notes)}", highlight=False)
     val_split: Split = "val" if overfit is None else "train"
     data = open_data(config.data, "train")
+    refuse_fatal(nothing_to_learn(data.num_objects, str(data.source)))
     if overfit is None:
         val_data = open_data(config.data, "val", joined_to=data)
     else:

@@ -478,6 +478,13 @@ def test_boxes_as_parts_of_the_image_in_the_whole_file_are_one_fatal_guess(tmp_p
     assert "guess" in verdict.fatal[0].message
 
 
+def test_data_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> None:
+    data = DataSet(tmp_path, images=2)
+    for annotation in data.content["annotations"]:
+        annotation["iscrowd"] = 1
+    assert [fault.kind for fault in data.check().fatal] == ["no-boxes"]
+
+
 def test_most_images_unusable_is_fatal_by_itself(tmp_path: Path) -> None:
     data = DataSet(tmp_path, images=3)
     for number in (0, 2):

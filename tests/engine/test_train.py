@@ -393,6 +393,18 @@ def test_a_subset_of_classes_leaves_the_others_of_validation_out(
     assert set(result.scores.per_class) == {"disc", "ring"}
 
 
+def test_data_without_boxes_are_refused(configure: Callable[..., Config], toy: Path, tmp_path: Path) -> None:
+    """They were trained on to the end, with an AP of 0."""
+    content = val_content(toy)
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    words = [f"data.train_annotations={path}", f"data.train_images={toy / 'val2017'}"]
+    with pytest.raises(DataError, match=r"train\.json: has no box of a single object, so there is nothing to learn"):
+        train(configure(*words), out=tmp_path / "run")
+
+
 def faulty_set(folder: Path, *, cache: bool = False) -> list[str]:
     """Drawn scenes with gappy ids, a corrupt, an empty and a grey image, one without boxes, and degenerate boxes."""
     from mnet_det.data.toy import draw_toy
