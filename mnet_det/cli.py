@@ -187,6 +187,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO JSON.")] = None,
     detections: Annotated[Path | None, typer.Option(help="Score this COCO results file instead of a model.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Score a MODEL on these classes alone, such as dog,cat.")] = None,
     runtime: Runtime = "auto",
     threads: Threads = None,
     json: JsonOut = None,
@@ -212,7 +213,7 @@ def evaluate(
     else:
         if model is None or images is None:
             raise typer.BadParameter("a MODEL needs --images")
-        data = read_coco(annotations, images)
+        data = read_coco(annotations, images, classes=None if classes is None else _names(classes))
         data.require_files()
         predictor = _load(model, runtime=runtime, threads=threads, aim="throughput")
         used = predictor.runtime
@@ -598,6 +599,7 @@ def check(
 
     if (val is None) != (val_images is None):
         raise typer.BadParameter("--val and --val-images go together")
+    _require_apart(inputs=[str(path) for path in (annotations, val, config) if path is not None], outputs=[json])
     settings = None
     if config is not None:
         from mnet_det.engine.anchor_reach import measure_reach  # here: what is missing should not cost the wait
@@ -703,6 +705,7 @@ def convert_yolo(
 
 def _write_coco(out: Path, convert: Callable[[], Converted]) -> None:
     """Write what a conversion gives, and say what to do with it."""
+    from mnet_det.data.convert import command_line
     from mnet_det.files import write_json
 
     if out.suffix.lower() != ".json":
@@ -712,7 +715,7 @@ def _write_coco(out: Path, convert: Callable[[], Converted]) -> None:
     for note in converted.notes:
         print(f"warning: {note}", file=sys.stderr)
     print(f"wrote {out}: {converted}")
-    print(f"next: mnet-det check {out} --images {converted.images}")
+    print(f"next: {command_line('mnet-det', 'check', out, '--images', converted.images)}")
 
 
 weights_app = typer.Typer(
@@ -976,7 +979,7 @@ def _require_apart(*, inputs: list[str], outputs: list[Path | None]) -> None:
     seen = [word for word in inputs if os.path.isfile(word)]
     for file in filter(None, outputs):
         if any(file.resolve() == Path(other).resolve() or _is_same(file, other) for other in seen):
-            raise ConfigError(f"{file}: the demo reads this file, or writes another output there; choose another name")
+            raise ConfigError(f"{file}: is read too, or gets another output; choose another name")
         seen.append(str(file))
 
 

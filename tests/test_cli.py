@@ -308,6 +308,36 @@ def test_train_explains_what_is_no_coco_json(content: str, message: str, cli: Cl
     assert_explained(cli("train", config, f"data.train_annotations={path}"), message, here)
 
 
+def test_check_never_writes_over_what_it_reads(cli: Cli, annotations: Path, toy: Path, here: Path) -> None:
+    """`--json` of the annotations' own name replaced them, and the exit status was 0."""
+    path = here / "mine.json"
+    path.write_bytes(annotations.read_bytes())
+    answer = cli("check", path, "--images", toy / "val2017", "--json", path)
+    assert (answer.status, answer.err.strip()) == (
+        1,
+        f"error: {path}: is read too, or gets another output; choose another name",
+    )
+    assert path.read_bytes() == annotations.read_bytes()
+
+
+def test_eval_scores_a_model_on_some_classes_alone(
+    cli: Cli, toy_run: Path, toy: Path, annotations: Path, here: Path
+) -> None:
+    """A run with data.classes could not be scored on its own validation file by `eval`."""
+    words = [
+        "eval",
+        toy_run / "best.pt",
+        "--images",
+        toy / "val2017",
+        "--annotations",
+        annotations,
+        "--runtime",
+        "torch",
+    ]
+    assert cli(*words, "--classes", "ring,disc", "--json", here / "few.json").status == 0
+    assert set(read(here / "few.json")["per_class"]) == {"disc", "ring"}
+
+
 def test_train_explains_classes_that_differ(cli: Cli, config: Path, here: Path, annotations: Path) -> None:
     content = read(annotations)
     content["categories"].append({"id": 99, "name": "unicorn"})
@@ -537,7 +567,7 @@ def test_demo_writes_over_nothing_that_it_reads_or_writes(
     places = {"CLIP": Path(shutil.copy(toy / "clip.mp4", tmp_path)), "MODEL": Path(shutil.copy(toy_model, tmp_path))}
     before = {path: path.read_bytes() for path in places.values()}
     answer = cli("demo", places["CLIP"], "--model", places["MODEL"], *(places.get(word, word) for word in words))
-    assert_explained(answer, "the demo reads this file, or writes another output there", here)
+    assert_explained(answer, "is read too, or gets another output; choose another name", here)
     assert {path: path.read_bytes() for path in places.values()} == before
 
 

@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -124,11 +124,7 @@ def entry_faults(entries: Any, fields: Mapping[str, Kinds]) -> Iterator[tuple[in
         if not isinstance(entry, dict):
             yield number, f"is {_name_of(entry)}, expected an object"
             continue
-        wrong = [
-            f"'{field}' is {reprlib.repr(entry.get(field))}, expected {_expected(kinds, entry.get(field))}"
-            for field, kinds in fields.items()
-            if not _fits(entry.get(field), kinds)
-        ]
+        wrong = [_explain(field, entry, kinds) for field, kinds in fields.items() if not _fits(entry.get(field), kinds)]
         if wrong:
             yield number, "; ".join(wrong)
 
@@ -141,16 +137,19 @@ def is_box(box: Sequence[Any]) -> bool:
     return len(box) == 4
 
 
-def compare_classes(training: Sequence[str], validation: Sequence[str], *, source: str) -> list[Fault]:
+def compare_classes(
+    training: Sequence[str], validation: Sequence[str], *, marked: Collection[str], source: str
+) -> list[Fault]:
     """What differs between the class names of two data sets; ids and order are their own affair.
 
     Args:
         training: the names that a detector learns.
         validation: those that it is scored on.
+        marked: those of them that have boxes; the others do no harm where training lacks them.
         source: the validation's annotation file.
     """
     faults = []
-    for name in sorted(set(validation) - set(training)):
+    for name in sorted(set(marked) - set(training)):
         near = _nearest(name, training)
         hint = f"did it mean {near!r}?" if near else f"training has {_some(training)}"
         message = f"the class {name!r} is not among the {len(training)} of the training data; {hint}"
@@ -159,6 +158,12 @@ def compare_classes(training: Sequence[str], validation: Sequence[str], *, sourc
         message = f"the class {name!r} of the training data is not listed; it cannot be scored"
         faults.append(Fault("class-missing-in-validation", message, source, category=name))
     return faults
+
+
+def marked_classes(examined: Examined) -> set[str]:
+    """Names of the classes that have boxes."""
+    used = {annotation["category_id"] for annotation in examined.annotations}
+    return {category["name"] for category in examined.categories if category["id"] in used}
 
 
 def nothing_to_learn(objects: int, source: str) -> list[Fault]:
@@ -184,12 +189,25 @@ def _sound_entries(entries: Any, fields: Mapping[str, Kinds], *, key: str, sourc
     if not isinstance(entries, list):
         message = f"not COCO JSON; expected a list of {key}, found {_name_of(entries)}"
         return {}, [Fault("not-coco", message, source)]
+    entries = [_with_whole_numbers(entry, fields) for entry in entries]
     wrong = dict(entry_faults(entries, fields))
     faults = [
         Fault("bad-entry", message, source, entry=f"{key}[{number}]", **_ids_of(entries[number], key))
         for number, message in wrong.items()
     ]
     return {number: entry for number, entry in enumerate(entries) if number not in wrong}, faults
+
+
+def _with_whole_numbers(entry: Any, fields: Mapping[str, Kinds]) -> Any:
+    """The entry, with 640.0 as the 640 that it means where an integer is wanted: tables with gaps are written so."""
+    if not isinstance(entry, dict) or float not in set(map(type, entry.values())):
+        return entry
+    whole = {
+        field: int(entry[field])
+        for field, kinds in fields.items()
+        if float not in kinds and int in kinds and type(entry.get(field)) is float and entry[field].is_integer()
+    }
+    return {**entry, **whole} if whole else entry
 
 
 def _ids_of(entry: Any, key: str) -> dict[str, Any]:
@@ -237,7 +255,10 @@ def _judge_categories(categories: Iterable[Entry], source: str) -> tuple[list[En
             message = f"the category id {number} occurs twice, as {ids[number]!r} and {name!r}; ids must differ"
             faults.append(Fault("duplicate-category-id", message, source, category=number))
         elif name in names:
-            message = f"the class name {name!r} occurs twice, as category {names[name]} and {number}; names must differ"
+            message = (
+                f"the class name {name!r} occurs twice, as category {names[name]} and {number}; delete the one without "
+                "boxes, or rename one"
+            )
             faults.append(Fault("duplicate-class-name", message, source, category=number))
         else:
             kept.append(category)
@@ -304,7 +325,7 @@ def _judge_use(images: list[Entry], categories: list[Entry], annotations: Any, s
 def _ids_in(entries: Any, field: str) -> set[int]:
     """The ids in a field of a list of entries, which may have other faults."""
     objects = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return {entry[field] for entry in objects if type(entry.get(field)) is int}
+    return {entry[field] for entry in objects if type(entry.get(field)) in (int, float)}  # 3.0 is 3
 
 
 def _fits(value: Any, kinds: Kinds) -> bool:
@@ -331,10 +352,17 @@ def _is_text(value: str) -> bool:
     return bool(value) and "\0" not in value
 
 
-def _expected(kinds: Kinds, came: Any) -> str:
+def _explain(field: str, entry: Entry, kinds: Kinds) -> str:
+    """What is wrong with a field that does not fit."""
+    if field not in entry:
+        return f"'{field}' is missing"
+    came = entry[field]
     if type(came) in kinds:  # of the right kind, so it cannot be held
-        return {int: "one of 64 bits", float: "a finite one", str: "a name in UTF-8"}[type(came)]
-    return " or ".join(_KIND_NAMES[kind] for kind in kinds)
+        expected = {int: "one of 64 bits", float: "a finite one", str: "a name in UTF-8"}[type(came)]
+    else:
+        expected = " or ".join(_KIND_NAMES[kind] for kind in kinds if kind is not int or float not in kinds)
+    advice = "; write ids and sizes as numbers, not as text" if type(came) is str and int in kinds else ""
+    return f"'{field}' is {reprlib.repr(came)}, expected {expected}{advice}"
 
 
 def _name_of(value: Any) -> str:

@@ -28,6 +28,8 @@ LEAST_VISIBLE = 0.75
 """A box that keeps less than this share inside its image sticks out by more than carelessness."""
 GUESSED_FROM = 5
 """How many boxes a file must have before a guess about all of them is trusted so far as to refuse it."""
+SUSPECTED_FROM = 20
+"""How many boxes a file must have for it to be odd that all of them would fit as x1, y1, x2, y2 as well."""
 AREA_TOLERANCE = 0.01
 LEAST_MASK = 0.02
 """A mask covers more of its box than this share; COCO's thinnest objects do."""
@@ -75,14 +77,9 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[N
         faults.append(Fault("boxes-normalised", message, source))
     else:
         say("box-maybe-normalised", normalised, "[{box}] has numbers inside 0…1 alone: parts of the image? (a guess)")
-    if geometry.all_seem_xyxy:
-        message = (
-            f"{int(xyxy.sum())} of {positive} boxes stick far out of their image as x, y, width, height, while all fit "
-            "as x1, y1, x2, y2 (a guess from the numbers); COCO has [x, y, width, height]: subtract x1 and y1 from the "
-            "last two"
-        )
-        faults.append(Fault("boxes-xyxy", message, source))
-    else:
+    whole_file = _xyxy_fault(geometry, _areas_of(annotations), source)
+    faults += whole_file
+    if not whole_file:
         text = "[{box}] sticks out of its image of {size}, and would fit as x1, y1, x2, y2 (a guess)"
         say("box-maybe-xyxy", xyxy, text)
     say(
@@ -142,11 +139,56 @@ class _Geometry:
         return self.partly_outside & far & self._fits_as_xyxy
 
     @property
-    def all_seem_xyxy(self) -> bool:
-        """A quarter sticks far out, and practically all would fit; of true sizes, most are less than their corner."""
-        guesses, positive = int(self.maybe_xyxy.sum()), int(self.positive.sum())
-        fitting = int((self._fits_as_xyxy & self.positive).sum())
-        return positive >= GUESSED_FROM and guesses >= positive / 4 and fitting >= 0.99 * positive
+    def fits_as_xyxy(self) -> Mask:
+        return self.positive & self._fits_as_xyxy
+
+    def areas(self) -> Boxes:
+        """Areas [N], read as x, y, w, h."""
+        area: Boxes = self._wh.prod(axis=1)
+        return area
+
+    def areas_as_xyxy(self) -> Boxes:
+        """Areas [N], read as x1, y1, x2, y2."""
+        area: Boxes = (self._wh - self._x1y1).prod(axis=1)
+        return area
+
+
+def _xyxy_fault(geometry: _Geometry, areas: Boxes, source: str) -> list[Fault]:
+    """The fault of a file whose boxes are x1, y1, x2, y2, by their areas or by how they lie.
+
+    Of true sizes, hardly any ten boxes all fit: most are less than their corner.
+    """
+    positive, fitting = int(geometry.positive.sum()), int(geometry.fits_as_xyxy.sum())
+    if positive < GUESSED_FROM or fitting < 0.99 * positive:
+        return []
+    given = geometry.positive & ~np.isnan(areas)
+    agreeing, contradicting = (
+        int((_same_area(areas, read) & given).sum()) for read in (geometry.areas_as_xyxy(), geometry.areas())
+    )
+    sticking_out = int(geometry.maybe_xyxy.sum())
+    if given.any() and agreeing >= 0.99 * given.sum() and contradicting < 0.5 * given.sum():
+        why = "their areas are those of x1, y1, x2, y2"
+    elif 4 * sticking_out >= positive:
+        why = f"{sticking_out} stick far out of their image as x, y, width, height (so this is a guess)"
+    elif positive >= SUSPECTED_FROM:
+        message = f"all {positive} boxes would fit as x1, y1, x2, y2 as well, which is rare (a guess): look at some"
+        return [Fault("box-maybe-xyxy", message, source)]
+    else:
+        return []
+    message = (
+        f"{fitting} of {positive} boxes fit as x1, y1, x2, y2, and {why}; COCO has [x, y, width, height]: subtract x1 "
+        "and y1 from the last two"
+    )
+    return [Fault("boxes-xyxy", message, source)]
+
+
+def _areas_of(annotations: Sequence[Entry]) -> Boxes:
+    """The areas [N] that annotations give, NaN where they give none."""
+    return np.array([np.nan if a.get("area") is None else a["area"] for a in annotations], np.float64)
+
+
+def _same_area(areas: Boxes, expected: Boxes) -> Mask:
+    return np.asarray(np.abs(areas - expected) <= AREA_TOLERANCE * np.abs(expected) + 1)
 
 
 def _wrong_areas(annotations: Sequence[Entry], boxes: Boxes) -> Iterator[tuple[int, str]]:
@@ -156,9 +198,9 @@ def _wrong_areas(annotations: Sequence[Entry], boxes: Boxes) -> Iterator[tuple[i
     and the areas are theirs; then only what no mask can have is said.
     """
     whole = boxes[:, 2:].prod(axis=1)
-    areas = np.array([np.nan if a.get("area") is None else a["area"] for a in annotations], np.float64)
+    areas = _areas_of(annotations)
     given = ~np.isnan(areas) & (boxes[:, 2:] > 0).all(axis=1)
-    same = np.abs(areas - whole) <= AREA_TOLERANCE * whole + 1
+    same = _same_area(areas, whole)
     maskless = given & np.array([not annotation.get("segmentation") for annotation in annotations])
     exact = maskless & (2 * (maskless & same).sum() >= maskless.sum())
     crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])

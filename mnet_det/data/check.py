@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mnet_det.data.annotations import Examined, compare_classes, examine_annotations, nothing_to_learn
+from mnet_det.data.annotations import Examined, compare_classes, examine_annotations, marked_classes, nothing_to_learn
 from mnet_det.data.boxes import Entry, clip_boxes
 from mnet_det.data.faults import KINDS, Fault, count_kinds
+from mnet_det.data.missing import hint
 from mnet_det.doctor import usable_cores
 from mnet_det.errors import DataError, ImageError
 from mnet_det.files import sha256_of
@@ -137,19 +138,17 @@ class _Side:
         def judge(entry: Entry) -> list[Fault]:
             return list(self._judge_file(entry, pixels=pixels))
 
+        lost: Counter[str] = Counter()
         with _one_opencv_thread(), ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(entries), IMAGES_AT_ONCE):
                 group = entries[start : start + IMAGES_AT_ONCE]
                 for found in pool.map(judge, group):
                     self.faults += found
-                    self.unusable += any(fault.handling != "used" for fault in found)
+                    lost.update(fault.kind for fault in found if fault.handling != "used")  # one at most
                 yield len(group)
+        self.unusable = lost.total()
         if self.unusable * 2 > len(entries):
-            message = (
-                f"{self.unusable} of {len(entries)} images in {self.folder} cannot be used; is this the folder that "
-                "belongs to the annotations?"
-            )
-            self.faults.append(Fault("most-images-unusable", message, self.source))
+            self.faults.append(Fault("most-images-unusable", self._why_most_are_lost(lost), self.source))
 
     def names(self, classes: Sequence[str] | None) -> dict[int, str]:
         """The name of each category id, of those that are chosen."""
@@ -167,7 +166,8 @@ class _Side:
         """Add what is wrong between the training's data and these, which will be scored."""
         learned, scored = (list(side.names(classes).values()) for side in (training, self))
         if learned and scored:  # else there is a fatal fault already, and every name would be another
-            self.faults += compare_classes(learned, scored, source=self.source)
+            marked = marked_classes(self.examined) & set(scored)
+            self.faults += compare_classes(learned, scored, marked=marked, source=self.source)
         for entry, other in _same_files(self, training):
             message = f"the same bytes as {other} of the training data; what was learned by heart is no test"
             self.faults.append(_image_fault("image-in-both", message, entry, self.source))
@@ -194,12 +194,21 @@ class _Side:
             "counts": count_kinds(self.faults),
         }
 
+    def _why_most_are_lost(self, lost: Counter[str]) -> str:
+        """Kinds of faults with their images, most first; only missing ones raise doubts about the folder."""
+        kinds = ", ".join(f"{KINDS[kind].title} ({count})" for kind, count in lost.most_common())
+        message = f"{lost.total()} of {len(self.examined.images)} images in {self.folder} cannot be used: {kinds}"
+        doubt = "; is this the folder that belongs to the annotations?"
+        return message + doubt if lost["missing-file"] * 2 > lost.total() else message
+
     def _judge_file(self, entry: Entry, *, pixels: bool) -> Iterator[Fault]:
         path, size_hw = self.path(entry), (entry["height"], entry["width"])
         try:
             stored = _look(path, size_hw) if pixels else _glance(path, size_hw)
         except ImageError as error:
-            yield _image_fault(error.kind, error.reason, entry, self.source)
+            instead = hint(self.folder, entry["file_name"]) if error.kind == "missing-file" else ""
+            message = f"{error.reason}; {instead}" if instead else error.reason
+            yield _image_fault(error.kind, message, entry, self.source)
         else:
             for kind, message in _oddities(stored, size_hw):
                 yield _image_fault(kind, message, entry, self.source)

@@ -18,10 +18,12 @@ from mnet_det.data.annotations import (
     entry_faults,
     examine_annotations,
     is_box,
+    marked_classes,
     read_json,
 )
 from mnet_det.data.boxes import clip_boxes
 from mnet_det.data.faults import Fault
+from mnet_det.data.missing import hint
 from mnet_det.errors import DataError, ImageError
 from mnet_det.images import read_image
 from mnet_det.structures import Detections, FloatArray, Image, IntArray
@@ -176,9 +178,11 @@ class CocoData:
         missing = [i for i in range(len(self)) if not os.path.isfile(self.path(i))]
         if missing:
             named = ", ".join(self.file_name(index) for index in missing[:PLACES_NAMED])
+            advice = (
+                hint(self.folder, self.file_name(missing[0])) or "is this the folder that belongs to the annotations?"
+            )
             raise DataError(
-                f"{self.folder}: {len(missing)} of {len(self)} images are missing, such as {named}; "
-                "is this the folder that belongs to the annotations?"
+                f"{self.folder}: {len(missing)} of {len(self)} images are missing, such as {named}; {advice}"
             )
 
 
@@ -318,7 +322,8 @@ def _classes(
     ids = {c["name"]: c["id"] for c in sorted(examined.categories, key=lambda category: category["id"])}
     if joined_to is not None:
         if classes is None:
-            refuse_fatal(compare_classes(joined_to, list(ids), source=str(source)))
+            marked = marked_classes(examined)
+            refuse_fatal(compare_classes(joined_to, list(ids), marked=marked, source=str(source)))
         return tuple(joined_to), tuple(ids.get(name) for name in joined_to)
     unknown = [name for name in classes or () if name not in ids]
     if unknown:

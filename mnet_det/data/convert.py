@@ -5,6 +5,9 @@ Nothing is repaired: boxes are written as the source has them, and `mnet-det che
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +42,27 @@ class Converted:
         annotations, classes = self.content["annotations"], self.content["categories"]
         crowds = sum(annotation["iscrowd"] for annotation in annotations)
         return (
-            f"{len(self.content['images'])} images, {len(annotations)} boxes ({crowds} of them crowd), "
+            f"{counted(len(self.content['images']), 'image')}, {counted(len(annotations), 'box', 'boxes')} "
+            f"({crowds} of them crowd), "
             f"classes: {', '.join(category['name'] for category in classes)}"
         )
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """A number with its noun, whose plural is `several` where an s does not make it."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - FAULTS_NAMED
+    return ", ".join([*names[:FAULTS_NAMED], *([f"and {more:,} more"] if more > 0 else [])])
+
+
+def command_line(*words: object) -> str:
+    """A command as this system's usual terminal takes it, also with blanks in the names of its files."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def image_entry(image_id: int, file_name: str, size_hw: tuple[int, int]) -> dict[str, Any]:
@@ -81,8 +102,7 @@ def refuse(source: Path, faults: Sequence[str]) -> None:
     if faults:
         more = len(faults) - FAULTS_NAMED
         lines = [*faults[:FAULTS_NAMED], *([f"and {more} more"] if more > 0 else [])]
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise DataError(f"{source}: {count}, so nothing was written:\n  " + "\n  ".join(lines))
+        raise DataError(f"{source}: {counted(len(faults), 'fault')}, so nothing was written:\n  " + "\n  ".join(lines))
 
 
 def read_number(text: str | None) -> float:
@@ -113,7 +133,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not text in UTF-8") from None
+        raise DataError(f"{path}: not text in UTF-8; save it as UTF-8") from None
 
 
 def read_lines(path: Path) -> list[str]:

@@ -13,6 +13,9 @@ from mnet_det.data.convert import (
     Converted,
     annotation_entry,
     category_entries,
+    command_line,
+    counted,
+    first_of,
     image_entry,
     measure_image,
     read_lines,
@@ -64,7 +67,8 @@ def convert_voc(
     """Convert a folder of Pascal VOC, all of it or one split.
 
     Ids depend on all XML files and not on the split: an image's is the place of its XML file by name, an annotation's
-    the running number of its object, a category's the place of its name. `difficult` becomes `iscrowd`.
+    the running number of its object, a category's the place of its name. `difficult` becomes `iscrowd`. The image of an
+    XML file is the one of the same name; only where there is none, the one that `<filename>` says.
 
     Args:
         source: a folder with Annotations/, JPEGImages/ and perhaps ImageSets/Main/, or one of XML files.
@@ -111,6 +115,7 @@ def convert_voc(
         if image_id in chosen
     ]
     content = {"images": entries, "annotations": annotations, "categories": category_entries(names)}
+    notes += _note_of_unmarked(folder, entries) if split is None else []
     return Converted(content, folder, (*notes, *([] if zero_based else _note_of_edges(files))))
 
 
@@ -125,11 +130,20 @@ def _note_of_edges(files: Sequence[_Annotated]) -> list[str]:
     below = [file for file in files for found in file.objects if min(found.edges) < 1]
     if not below:
         return []
-    count = "1 box begins" if len(below) == 1 else f"{len(below)} boxes begin"
     return [
-        f"{count} below 1, VOC's first pixel, such as one in {below[0].path.name}; "
-        "if the tool that wrote them counts from 0, add --zero-based"
+        f"{counted(len(below), 'box begins', 'boxes begin')} below 1, VOC's first pixel, such as one in "
+        f"{below[0].path.name}; if the tool that wrote them counts from 0, add --zero-based"
     ]
+
+
+def _note_of_unmarked(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of images that no XML file takes."""
+    taken = {entry["file_name"] for entry in entries}
+    left = [path.name for path in _images_in(folder) if path.name not in taken]
+    if not left:
+        return []
+    count = counted(len(left), "image has", "images have")
+    return [f"{count} no XML file in {folder} and {'is' if len(left) == 1 else 'are'} left out: {first_of(left)}"]
 
 
 def _xml_files(source: Path) -> list[Path]:
@@ -137,13 +151,29 @@ def _xml_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise DataError(f"{source}: no such folder")
     folder = source / "Annotations" if (source / "Annotations").is_dir() else source
-    # Names that begin with a dot are what macOS leaves on disks of other systems.
-    found = [path for path in folder.iterdir() if path.suffix.lower() == ".xml" and not path.name.startswith(".")]
+    found = [path for path in folder.iterdir() if _is_seen(path, {".xml"})]
     if not found:
         raise DataError(
             f"{folder}: no XML file in it; expected a VOC folder with Annotations/, or a folder of XML files"
+            f"{_elsewhere(source)}"
         )
     return sorted(found, key=lambda path: path.name)
+
+
+def _elsewhere(source: Path) -> str:
+    """What to run instead, where XML files lie in folders further down."""
+    inside = sorted(source.rglob("*"))
+    places = [path.parent for path in inside if _is_seen(path, {".xml"})]
+    if not places:
+        return ""
+    images = [path.parent for path in inside if _is_seen(path, SUFFIXES)]
+    asked = ["--images", images[0]] if images and places[0] not in images else []
+    return f"; there are some in {places[0]}, so try: {command_line('mnet-det', 'convert', 'voc', places[0], *asked)}"
+
+
+def _is_seen(path: Path, suffixes: Collection[str]) -> bool:
+    # Names that begin with a dot are what macOS leaves on disks of other systems.
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def _order_classes(files: Sequence[_Annotated], classes: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -164,11 +194,13 @@ def _order_classes(files: Sequence[_Annotated], classes: Sequence[str] | None) -
 
 def _read(path: Path) -> _Annotated:
     try:
-        root = _parse(path.read_bytes())
+        content = path.read_bytes()
+        root = _parse(content)
     except OSError as error:
         return _Annotated(path, faults=(f"{path}: cannot be read ({error.strerror})",))
     except (SyntaxError, ValueError, LookupError) as error:  # ParseError is the first; the last: an unknown encoding
-        return _Annotated(path, faults=(f"{path}: not XML of this kind ({error})",))
+        advice = "; save it as UTF-8" if "encoding" in str(error) or not _is_utf8(content) else ""
+        return _Annotated(path, faults=(f"{path}: not XML of this kind ({error}){advice}",))
     objects, faults = [], []
     # Of the root alone: the parts of an object (a person's head) have names and boxes too.
     for number, element in enumerate(root.findall("object"), start=1):
@@ -194,6 +226,14 @@ def _parse(content: bytes) -> Element:
     if root.tag != "annotation":
         raise ValueError(f"begins with <{root.tag}>, expected <annotation>")
     return root
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read_object(element: Element) -> _Object:
@@ -262,14 +302,18 @@ def _read_entry(line: str, stems: Collection[str]) -> tuple[str, bool]:
 
 
 def _image_entries(files: Mapping[int, _Annotated], folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """COCO's images by id, and which of them are not there or have no size."""
+    """COCO's images by id, and which of them are not there, have no size or belong to two XML files."""
     by_stem: dict[str, list[str]] = {}
-    for path in list_images(folder):
+    for path in _images_in(folder):
         by_stem.setdefault(path.stem, []).append(path.name)
     entries, faults = [], []
+    takers: dict[str, Path] = {}
     for image_id, file in files.items():
         try:
             name = _image_name(file, by_stem)
+            taker = takers.setdefault(name, file.path)
+            if taker != file.path:
+                raise ValueError(f"its image would be {name}, which is that of {taker.name}")
             size_hw = file.size_hw or measure_image(folder / name)[0]
             entries.append(image_entry(image_id, name, size_hw))
         except ValueError as error:
@@ -279,20 +323,30 @@ def _image_entries(files: Mapping[int, _Annotated], folder: Path) -> tuple[list[
     return entries, faults
 
 
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        return [path for path in list_images(folder) if _is_seen(path, SUFFIXES)]
+    except DataError as error:
+        raise DataError(f"{error}; name the folder of the images with --images") from None
+
+
 def _image_name(file: _Annotated, by_stem: Mapping[str, Sequence[str]]) -> str:
-    """The image that an XML file names, else the one that is named like the XML file.
+    """The image that is named like an XML file, else the one that it names: copies of XML files name the old one.
 
     It is looked up in a list of the folder: a file system that ignores case would find more than other systems do.
 
     Raises:
         ValueError: there is none, or more than one.
     """
-    if file.file_name in by_stem.get(Path(file.file_name).stem, ()):
+    found = by_stem.get(file.path.stem) or by_stem.get(Path(file.file_name).stem, ())
+    if file.file_name in found:
         return file.file_name
-    found = by_stem.get(file.path.stem, ())
-    if not found:
-        wanted = f"'{file.file_name}' is not there, nor " if file.file_name else "no "
-        raise ValueError(f"no image: {wanted}{file.path.stem} with a suffix of an image")
+    if not found or Path(found[0]).stem != file.path.stem:
+        wanted = f", nor '{file.file_name}'" if file.file_name else ""
+        raise ValueError(
+            f"no image: no {file.path.stem} with a suffix of an image{wanted}; if it lies elsewhere, name the "
+            "folder with --images"
+        )
     if len(found) > 1:
         raise ValueError(f"which image? {' and '.join(found)} are there, and <filename> is '{file.file_name}'")
     return found[0]

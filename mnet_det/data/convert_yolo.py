@@ -14,6 +14,8 @@ from mnet_det.data.convert import (
     Converted,
     annotation_entry,
     category_entries,
+    counted,
+    first_of,
     image_entry,
     measure_image,
     read_lines,
@@ -28,8 +30,8 @@ from mnet_det.images import SUFFIXES
 _PARTS = ("train", "val", "test")
 _SAME_PARTS = ("val", "valid", "validation")
 """Names of one part: Ultralytics writes the first, Roboflow names the folder as the second."""
-_OUTSIDE = 1e-3
-"""How far a value may leave 0…1 by rounding alone; some tools write three decimals."""
+_OUTSIDE = 0.5
+"""How far a value may leave 0…1: so far a box may reach over the edge; what is further out is counted in pixels."""
 _NO_LABELS = frozenset({"classes.txt", "labels.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
 """Text files that lie among labels and are none."""
 
@@ -78,9 +80,10 @@ def convert_yolo(
     """Convert a folder of YOLO labels, all of it or one part.
 
     Lines are `class centre-x centre-y width height` or `class x1 y1 x2 y2 x3 y3 …`, a polygon, of which the extent is
-    the box; all in parts of the image as viewers show it, turned as EXIF says. An image without a label file is
-    background. Ids depend on all parts: an image's is the place of its path, an annotation's the running number of
-    its line; a category's is the class plus 1.
+    the box; all in parts of the image as viewers show it, turned as EXIF says. A box over its edge is written as it
+    is. An image without a label file is background; a label file without an image is left out. Ids depend on all
+    parts: an image's is the place of its path, an annotation's the running number of its line; a category's is the
+    class plus 1.
 
     Args:
         source: a data file (`data.yaml`), or a folder that holds one, or images/ and labels/ (perhaps with a folder
@@ -101,7 +104,6 @@ def convert_yolo(
     folder = _common_folder(part.folders)
     images = sorted({path for each in dataset.parts.values() for path in each.images}, key=Path.as_posix)
     labels, faults = _read_all_labels(images, dataset.root, num_classes=len(class_names))
-    faults = [*_lost_labels(part.folders, dataset.root), *faults]
     chosen = set(part.images)
     entries, annotations, turned = [], [], []
     first_id = 1  # of the annotations of each image
@@ -118,7 +120,7 @@ def convert_yolo(
         first_id += len(found)
     refuse(source, faults)
     content = {"images": entries, "annotations": annotations, "categories": category_entries(class_names)}
-    return Converted(content, folder, (*notes, *_note_of_turned(turned)))
+    return Converted(content, folder, (*notes, *_note_of_lost(part.folders, dataset.root), *_note_of_turned(turned)))
 
 
 def _annotation_entries(
@@ -148,7 +150,12 @@ def _note_of_turned(names: Sequence[str]) -> list[str]:
 def _choose(dataset: _Dataset, split: str | None, source: Path) -> tuple[_Part, list[str]]:
     """The part of that name or all of them as one, and what is to say of those that are not there."""
     if split is None:
-        return _join(dataset.parts.values()), [f"{why}; left out" for why in dataset.missing.values()]
+        notes = [f"{why}; left out" for why in dataset.missing.values()]
+        filled = [name for name, part in dataset.parts.items() if part.images]
+        if len(filled) > 1:
+            together = f"{', '.join(filled[:-1])} and {filled[-1]}"
+            notes.append(f"{together} together, in one file; to train on one and score on another, use --split")
+        return _join(dataset.parts.values()), notes
     same = _SAME_PARTS if split in _SAME_PARTS else (split,)
     for name in same:
         if name in dataset.parts:
@@ -177,18 +184,22 @@ def _label_folder(folder: Path, root: Path) -> Path:
     return Path(*folder.parts[: places[-1]], "labels", *folder.parts[places[-1] + 1 :])
 
 
-def _lost_labels(folders: Iterable[Path], root: Path) -> list[str]:
-    """Label files without an image."""
-    faults = []
+def _note_of_lost(folders: Iterable[Path], root: Path) -> list[str]:
+    """Of label files without an image."""
+    lost: list[str] = []
     for folder in folders:
         labels = _label_folder(folder, root)
         stems = {path.relative_to(folder).with_suffix("") for path in _images_in(folder)}
-        faults += [
-            f"{path}: no image {path.stem} in {folder / path.relative_to(labels).parent}"
+        lost += [
+            str(path)
             for path in sorted(labels.rglob("*.txt"))
             if path.relative_to(labels).with_suffix("") not in stems and _may_be_label(path)
         ]
-    return list(dict.fromkeys(faults))
+    lost = list(dict.fromkeys(lost))
+    if not lost:
+        return []
+    count = counted(len(lost), "label file has", "label files have")
+    return [f"{count} no image and {'is' if len(lost) == 1 else 'are'} left out: {first_of(lost)}"]
 
 
 def _may_be_label(path: Path) -> bool:
@@ -237,14 +248,15 @@ def _read_labels(path: Path, *, num_classes: int) -> tuple[list[_Label], list[st
 def _read_label(words: Sequence[str], num_classes: int) -> _Label:
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
         raise ValueError(
-            f"{len(words)} columns; expected 5 (class, centre and size) or a class and at least three points"
+            f"{counted(len(words), 'column')}; expected 5 (class, centre and size) or a class and at least three points"
+            f"{'; the last may be a score, which labels do not have' if len(words) == 6 else ''}"
         )
     index, *values = (_read_column(word) for word in words)
     if not (index.is_integer() and 0 <= index < num_classes):
         raise ValueError(f"class {words[0]}; the names go from 0 to {num_classes - 1}")
     outside = [word for word, value in zip(words[1:], values, strict=True) if not -_OUTSIDE <= value <= 1 + _OUTSIDE]
     if outside:
-        raise ValueError(f"{outside[0]} is outside 0…1; expected parts of the image's width and height")
+        raise ValueError(f"{outside[0]} is far outside 0…1; expected parts of the image's width and height, not pixels")
     if len(values) == 4:
         x, y, width, height = values
         return _Label(int(index), (x - width / 2, y - height / 2, width, height))
@@ -284,6 +296,7 @@ def _names_file(dataset: _Dataset) -> Path:
             return path
     raise DataError(
         f"{dataset.root}: no names in a data.yaml, nor classes.txt or obj.names; give --names FILE or --classes A,B"
+        f"{_other_data_file(dataset.root)}"
     )
 
 
@@ -314,8 +327,22 @@ def _open(source: Path) -> _Dataset:
         names = described.names  # its paths, if any, are those of another machine
     parts = {name: _Part((folder,), _images_in(folder)) for name, folder in _folders_of_parts(source).items()}
     if not any(part.images for part in parts.values()):
-        raise DataError(f"{source}: no image in it; expected images/ and labels/, or data.yaml")
+        raise DataError(
+            f"{source}: no image in it; expected images/ and labels/, or data.yaml{_other_data_file(source)}"
+        )
     return _Dataset(source, parts, {}, names)
+
+
+def _other_data_file(root: Path) -> str:
+    """What to give instead of the folder, where a data file has another name than usual."""
+    for path in sorted(path for path in root.iterdir() if path.suffix.lower() in (".yaml", ".yml")):
+        try:
+            has_names = bool(_read_yaml(path).get("names"))
+        except DataError:
+            continue
+        if has_names:
+            return f"; {path.name} has names: give the data file itself, {path}"
+    return ""
 
 
 def _folders_of_parts(root: Path) -> dict[str, Path]:

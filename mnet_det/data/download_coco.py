@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from mnet_det.download import DISK_FULL, byte_progress, download, megabytes, one_at_a_time
+from mnet_det.download import DISK_FULL, byte_progress, check_address, download, megabytes, one_at_a_time
 from mnet_det.errors import ConfigError, DataError, DownloadError
 from mnet_det.files import whole_file, write_json
 
@@ -120,12 +120,13 @@ def download_coco(
 
     Raises:
         ConfigError: there is no part of that name.
-        DownloadError: no network, no room, or another file than was published.
+        DownloadError: no network, no room, another file than was published, or an address that is none.
         DataError: an archive that cannot be unpacked.
         MnetDetError: a file cannot be written.
     """
     console = console or Console(quiet=True)
     chosen = _chosen(only)
+    check_address(address)
     left = [part for part in chosen if not _is_complete(out, part, console)]
     _require_room(out, left, keep_archives=keep_archives)
     for part in left:
@@ -197,9 +198,13 @@ def _check_room(folder: Path, needed: int, *, what: str) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DownloadError(
-            f"{folder}: no room for {what}: {megabytes(needed)} to come, {megabytes(free)} free; make room and run the "
+            f"{folder}: no room for {what}: {_size(needed)} to come, {_size(free)} free; make room and run the "
             "command again, what is there already is kept"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else megabytes(count)
 
 
 def _fetch(out: Path, part: Part, *, address: str, console: Console) -> None:
@@ -207,13 +212,13 @@ def _fetch(out: Path, part: Part, *, address: str, console: Console) -> None:
     if archive.is_file():
         _say(console, f"{part.name}: verifying {archive}")
     else:
-        _say(console, f"{part.name}: fetching {megabytes(part.size)} from {urlsplit(url).hostname}")
+        _say(console, f"{part.name}: fetching {_size(part.size)} from {urlsplit(url).hostname}")
     download(
         url,
         archive,
         sha256=part.sha256,
         size=part.size,
-        hint=f"or fetch {url} elsewhere and put it at {archive}, or name another server with --from",
+        hint=f"{url} can also be fetched elsewhere and put at {archive}, or name another server with --from",
         console=console,
     )
 

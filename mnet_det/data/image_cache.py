@@ -174,6 +174,8 @@ def open_cache(
                     faults = _build(path, decoded, layout, console)
         except MnetDetError as error:
             raise MnetDetError(f"{error}; {ADVICE}") from None
+    else:
+        console.print(f"training images from {path}", highlight=False, markup=False, soft_wrap=True)
     return CachedPixels(data, path, layout, faults)
 
 

@@ -71,19 +71,35 @@ class Count:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Other settings of `model`, and what they leave out of reach."""
+    """Other settings of `model`, and what they leave out of reach.
+
+    Attributes:
+        settings: those that change.
+        left: the boxes, and how many are still out of reach.
+        cost: about how many times the multiply-adds a larger input takes; what a finer map takes is not counted.
+    """
 
     settings: Mapping[str, Any]
     left: Count
+    cost: float = 1.0
 
     @property
     def lines(self) -> str:
         """The settings as lines of a config."""
         return "\n".join(["model:", *(f"  {key}: {_as_yaml(value)}" for key, value in self.settings.items())])
 
+    @property
+    def words(self) -> str:
+        """The settings as words of a command line."""
+        return " ".join(f"model.{key}={plain(value)}" for key, value in self.settings.items())
+
     def to_json(self) -> dict[str, Any]:
-        """The lines, and the share they leave out of reach."""
-        return {"lines": self.lines, "unreached": self.left.share}
+        """The lines, the share they leave out of reach, and what they cost."""
+        return {"lines": self.lines, "unreached": self.left.share, "times_multiply_adds": self.cost}
+
+    def __str__(self) -> str:
+        cost = f" at about {self.cost:.3g} times the multiply-adds" if self.cost > 1 else ""
+        return f"{self.words}\nleaves {self.left.share:.1%}{cost}"
 
 
 @dataclass(frozen=True)
@@ -117,8 +133,8 @@ class Reach:
             return None
         groups = {name: count for name, count in (self.by_size | self._worst()).items() if count.boxes}
         parts = ", ".join(f"{name} {count.share:.0%} of {count.boxes}" for name, count in groups.items())
-        ways = [f"{way.lines}\nleaves {way.left.share:.1%}" for way in self._ways()]
-        mend = "; in the model section of the config,\n" + "; or\n".join(ways) if ways else ""
+        ways = "; or\n".join(map(str, self._ways()))
+        mend = f"; on the command line,\n{ways}" if ways else ""
         return Fault(
             "boxes-out-of-reach",
             f"{self.total.share:.1%} of {self.total.boxes} boxes overlap no anchor by {REACHED_IOU} "
@@ -358,7 +374,8 @@ def _improve(model: ModelConfig, before: ModelConfig, objects: _Objects) -> Prop
     best = min(_other_sizes(model), key=rank)
     unreached = best_iou(objects.in_network(best), _anchor_maps(best, map_hws)) < REACHED_IOU
     ours, theirs = best.model_dump(mode="json"), before.model_dump(mode="json")
-    return Proposal({key: value for key, value in ours.items() if value != theirs[key]}, _count(unreached))
+    changed = {key: value for key, value in ours.items() if value != theirs[key]}
+    return Proposal(changed, _count(unreached), (best.rho / before.rho) ** 2)
 
 
 def _other_sizes(model: ModelConfig) -> Iterator[ModelConfig]:

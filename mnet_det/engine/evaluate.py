@@ -219,7 +219,8 @@ def join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]
     if unknown:
         raise DataError(
             f"the model has {len(class_names)} classes, the data {len(data.class_names)}: the model does not know "
-            f"{len(unknown)} of them ({', '.join(unknown)}); score it on its own classes, or train it on these"
+            f"{len(unknown)} of them ({', '.join(unknown)}); score it on its own classes (`mnet-det eval --classes "
+            f"{','.join(class_names[:3])}{',…' if len(class_names) > 3 else ''}`), or train it on these"
         )
     id_of = dict(zip(data.class_names, data.category_ids, strict=True))
     return [id_of.get(name) for name in class_names]  # None too where the data only took the name over

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -52,7 +51,7 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
     _print_sizes(console, {name: summary["box_sizes"] for name, summary in sides.items()})
     _print_classes(console, {name: summary["class_histogram"] for name, summary in sides.items()})
     if "anchors" in verdict.summary:
-        _say(console, _line_of_anchors(verdict.summary["anchors"]))
+        _print_anchors(console, verdict.summary["anchors"])
     _say(console, _conclusion(verdict))
 
 
@@ -81,10 +80,20 @@ def _line_of_numbers(summary: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _line_of_anchors(anchors: Mapping[str, Any]) -> str:
+def _print_anchors(console: Console, anchors: Mapping[str, Any]) -> None:
+    """How many boxes the anchors reach; then each proposal, as lines to copy into the config as they stand."""
     unreached = anchors["unreached"]
     share = "n/a" if unreached is None else f"{1 - unreached:.1%}"
-    return f"anchors of the config reach {share} of {_count(anchors['boxes'], 'box')} at IoU {anchors['iou']}"
+    _say(console, f"anchors of the config reach {share} of {_count(anchors['boxes'], 'box')} at IoU {anchors['iou']}")
+    ways = [way for way in (anchors.get("proposal"), *anchors.get("alternatives", ())) if way]
+    if ways:
+        _say(console, "to reach more, put these lines under the config's own model: (a second one would be refused)")
+    for number, way in enumerate(ways):
+        cost = way["times_multiply_adds"]
+        work = f", at about {cost:.3g} times the multiply-adds" if cost > 1 else ""
+        _say(console, f"{'or, with' if number else 'with'} {way['unreached']:.1%} left out of reach{work}:")
+        for line in way["lines"].split("\n"):
+            console.print(Text(line), highlight=False, soft_wrap=True)
 
 
 def _print_sizes(console: Console, sides: Mapping[str, Mapping[str, Any]]) -> None:
@@ -165,8 +174,12 @@ def _percentiles(values: Mapping[str, float | None]) -> str:
 
 
 def _say(console: Console, text: str, *, indent: int = 0) -> None:
+    """Folded where a terminal ends; in files and pipes, lines stay whole for whoever searches them."""
     for line in text.split("\n"):
-        console.print(Padding(Text(_printable(line, console)), (0, 0, 0, indent), expand=False), highlight=False)
+        words = Text(_printable(line, console))
+        folded = words.wrap(console, max(1, console.width - indent)) if console.is_terminal else [words]
+        for part in folded:
+            console.print(Text(" " * indent + part.plain.rstrip()), highlight=False, soft_wrap=True)
 
 
 def _printable(text: str, console: Console) -> str:

@@ -50,6 +50,21 @@ def test_boxes_in_corners_are_taken_for_such_where_all_of_them_would_fit(tmp_pat
     assert fault.where == str(tmp_path / "instances.json")
 
 
+def test_areas_prove_that_boxes_are_corners(tmp_path: Path) -> None:
+    """None of these sticks out when it is read as x, y, w, h; their areas were taken for those of masks."""
+    corners = [(5, 5, 30, 40), (10, 12, 45, 45), (3, 20, 40, 60), (20, 1, 60, 40), (15, 15, 40, 50), (1, 30, 50, 60)]
+    entries = [{"bbox": list(b), "area": (b[2] - b[0]) * (b[3] - b[1])} for b in corners]
+    (fault,) = judge(tmp_path, content(entries))[:1]
+    assert (fault.kind, "their areas" in fault.message, "guess" in fault.message) == ("boxes-xyxy", True, False)
+
+
+def test_many_boxes_that_all_would_fit_as_corners_are_suspect(tmp_path: Path) -> None:
+    boxes_in_the_corner = [(n, n, 30 + n, 31 + n) for n in range(20)]
+    (fault,) = [f for f in examine(tmp_path, *boxes_in_the_corner) if f.kind != "duplicate-box"]
+    assert (fault.kind, fault.image_id) == ("box-maybe-xyxy", None)
+    assert "a guess" in fault.message
+
+
 def test_a_few_boxes_are_not_enough_to_refuse_a_file_on_a_guess(tmp_path: Path) -> None:
     corners = [(x, y, x + w, y + h) for x, y, w, h in XYWH]
     for few in (corners[:4], [(x / 100, y / 100, w / 100, h / 100) for x, y, w, h in XYWH[:4]]):
@@ -216,12 +231,13 @@ def test_every_kind_has_a_title_and_is_named_in_one_way() -> None:
         (["dog", "cat"], []),
         (["cat"], [("class-missing-in-validation", "dog", "cannot be scored")]),
         (["cat", "dog", "Dog "], [("class-unknown-to-training", "Dog ", "did it mean 'dog'?")]),
+        (["cat", "dog", "unused"], []),
         (["cat", "dog", "tree"], [("class-unknown-to-training", "tree", "training has cat, dog")]),
     ],
-    ids=["another order", "fewer", "another case", "unheard of"],
+    ids=["another order", "fewer", "another case", "unheard of without boxes", "unheard of"],
 )
 def test_classes_are_compared_by_name(validation: list[str], expected: list[tuple[str, str, str]]) -> None:
-    faults = compare_classes(["cat", "dog"], validation, source="val.json")
+    faults = compare_classes(["cat", "dog"], validation, marked=set(validation) - {"unused"}, source="val.json")
     assert [(fault.kind, fault.category) for fault in faults] == [(kind, name) for kind, name, _ in expected]
     for fault, (_, _, hint) in zip(faults, expected, strict=True):
         assert hint in fault.message

@@ -491,8 +491,31 @@ def test_most_images_unusable_is_fatal_by_itself(tmp_path: Path) -> None:
         data.path(number).write_bytes(b"")
     verdict = data.check()
     assert [fault.kind for fault in verdict.fatal] == ["most-images-unusable"]
-    assert verdict.fatal[0].message.startswith("2 of 3 images in ")
+    message = verdict.fatal[0].message
+    assert message == f"2 of 3 images in {tmp_path / 'train'} cannot be used: image files of zero bytes (2)"
     assert verdict.summary["unusable_images"] == 2
+
+
+def test_only_if_most_are_missing_another_folder_is_suspected(tmp_path: Path) -> None:
+    """Images that are all there, but of another size than annotated, were asked for their folder too."""
+    data = DataSet(tmp_path, images=5)
+    for number in range(5):
+        (missing if number < 2 else annotated_size(HEIGHT + 1, WIDTH))(data, number)
+    kinds = "images of another size than annotated (3), missing image files (2)"
+    assert data.check().fatal[-1].message == f"5 of 5 images in {tmp_path / 'train'} cannot be used: {kinds}"
+    missing(data, 2)
+    message = data.check().fatal[-1].message
+    kinds = "missing image files (3), images of another size than annotated (2)"
+    assert message.endswith(f"cannot be used: {kinds}; is this the folder that belongs to the annotations?")
+
+
+def test_of_a_missing_file_it_is_told_where_it_is(tmp_path: Path) -> None:
+    data = DataSet(tmp_path, images=4)
+    data.image(0)["file_name"] = "train/000.jpg"
+    data.path(1).unlink()
+    where, nowhere = (fault.message for fault in data.check().fatal)
+    assert where == f"no such image; it is there if the folder of images is {tmp_path}"
+    assert nowhere == "no such image"
 
 
 def test_sizes_that_are_swapped_are_called_so(tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_ids_from_zero_are_ids_like_others(tmp_path: Path) -> None:
     assert data.truth(1).labels.tolist() == [0, 2]
 
 
+def test_whole_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
+    """Tables with gaps write 640 as 640.0; nothing else can be meant."""
+    what = content(box(5.0, 90.0, id=3.0))  # type: ignore[arg-type]
+    what["images"][1].update(width=50.0, id=5.0)
+    data = read(tmp_path, what)
+    assert (data.truth(1).labels.tolist(), data.annotation_ids(1).tolist(), data.image_hws[1].tolist()) == (
+        [2],
+        [3],
+        [30, 50],
+    )
+    assert read_coco_json(tmp_path / "instances.json")["images"][1]["width"] == 50
+
+
 def test_order_of_categories_in_the_file_does_not_matter(tmp_path: Path) -> None:
     what = content(box(category_id=44))
     first = read(tmp_path, what)
@@ -219,22 +232,22 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "no category at all": (bad(lambda c: c.update(categories=[], annotations=[])), "lists no categories"),
     "image without height": (
         bad(lambda c: c["images"][1].pop("height")),
-        r"images\[1\], image 5, a\.png: 'height' is None",
+        r"images\[1\], image 5, a\.png: 'height' is missing",
     ),
     "image id as text": (
         bad(lambda c: c["images"][2].update(id="12")),
-        r"images\[2\], ü\.png: 'id' is '12', expected an integer",
+        r"images\[2\], ü\.png: 'id' is '12', expected an integer; write ids",
     ),
     "image of no size": (bad(lambda c: c["images"][1].update(height=0)), r"image 5, a\.png: 50x0 pixels is not a size"),
     "image not an object": (bad(lambda c: c["images"].append(7)), r"images\[3\]: is a int, expected an object"),
     "category without name": (
         bad(lambda c: c["categories"][0].pop("name")),
-        r"categories\[0\], category 90: 'name' is None",
+        r"categories\[0\], category 90: 'name' is missing",
     ),
     "category id true": (bad(lambda c: c["categories"][1].update(id=True)), r"categories\[1\]: 'id' is True"),
     "annotation without bbox": (
         bad(lambda c: c["annotations"][1].pop("bbox")),
-        r"annotations\[1\], annotation 8, image 70: 'bbox' is None",
+        r"annotations\[1\], annotation 8, image 70: 'bbox' is missing",
     ),
     "annotation id a list": (
         bad(lambda c: c["annotations"][1].update(id=[1])),
@@ -242,7 +255,7 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     ),
     "area as text": (
         bad(lambda c: c["annotations"][0].update(area="12")),
-        r"annotations\[0\], annotation 1, image 5: 'area' is '12', expected an integer or a number or nothing",
+        r"annotations\[0\], annotation 1, image 5: 'area' is '12', expected a number or nothing",
     ),
     "iscrowd as text": (
         bad(lambda c: c["annotations"][0].update(iscrowd="0")),
@@ -351,7 +364,7 @@ def test_results_survive_the_way_through_a_file(tmp_path: Path) -> None:
     ("what", "message"),
     [
         ({"images": []}, "not COCO results; expected a list of them, found a dict"),
-        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}], r"results\[0\]: 'score' is None"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}], r"results\[0\]: 'score' is missing"),
         ([{"image_id": 1, "category_id": "dog", "bbox": [0, 0, 1, 1], "score": 1}], r"results\[0\]: 'category_id'"),
     ],
     ids=["annotations in its place", "no score", "class by name"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from mnet_det.data.coco import read_coco
+from mnet_det.data.convert import command_line
 from mnet_det.data.convert_voc import convert_voc
 from mnet_det.errors import DataError
 from mnet_det.images import write_image
@@ -165,15 +168,38 @@ def test_a_plain_folder_has_its_images_beside_or_elsewhere(voc: Path, tmp_path: 
 @pytest.mark.parametrize(
     "file_name", ["", "gone.jpg", "C:\\photos\\c.png", "/home/me/c.png", "c.PNG"], ids=lambda name: name or "none"
 )
-def test_the_image_is_the_named_one_or_that_of_the_same_stem(voc: Path, file_name: str) -> None:
+def test_the_image_is_that_of_the_same_stem_whatever_the_file_names(voc: Path, file_name: str) -> None:
     (voc / "Annotations" / "c.xml").write_text(annotation_xml(object_xml("dog", 1, 1, 2, 2), file_name=file_name))
     assert convert_voc(voc).content["images"][2]["file_name"] == "c.png"
 
 
-def test_the_named_image_goes_before_that_of_the_same_stem(voc: Path) -> None:
-    write_image(voc / "JPEGImages" / "other.png", np.zeros((48, 64, 3), np.uint8))
-    (voc / "Annotations" / "c.xml").write_text(annotation_xml(file_name="other.png"))
+def test_the_image_of_the_same_stem_goes_before_the_named_one(voc: Path) -> None:
+    """Tools that copy an XML file to the next image leave the old `<filename>` in it: boxes went to the old image."""
+    for stem in "bc":
+        (voc / "Annotations" / f"{stem}.xml").write_text(annotation_xml(GOOD, file_name="a.png"))
+    assert [image["file_name"] for image in convert_voc(voc).content["images"]] == ["a.png", "b.png", "c.png"]
+
+
+def test_the_named_image_is_taken_where_none_has_the_same_stem(voc: Path) -> None:
+    (voc / "JPEGImages" / "c.png").rename(voc / "JPEGImages" / "other.png")
+    (voc / "Annotations" / "c.xml").write_text(annotation_xml(GOOD, file_name="other.png"))
     assert convert_voc(voc).content["images"][2]["file_name"] == "other.png"
+
+
+def test_two_files_that_take_one_image_are_refused(voc: Path) -> None:
+    (voc / "JPEGImages" / "c.png").unlink()
+    (voc / "Annotations" / "c.xml").write_text(annotation_xml(GOOD, file_name="b.png"))
+    with pytest.raises(DataError, match=r"1 fault, .*\n.*c\.xml: its image would be b\.png, which is that of b\.xml"):
+        convert_voc(voc)
+    assert len(convert_voc(voc, split="train").content["images"]) == 2
+
+
+def test_images_without_an_xml_file_are_told_where_all_is_converted(voc: Path) -> None:
+    (voc / "Annotations" / "b.xml").unlink()
+    (voc / "JPEGImages" / "._a.png").write_bytes(b"\0\5\x16\7")
+    (note,) = convert_voc(voc).notes
+    assert note == f"1 image has no XML file in {voc / 'JPEGImages'} and is left out: b.png"
+    assert convert_voc(voc, split="train").notes == ()
 
 
 @pytest.mark.parametrize("size", ["", "<width>0</width><height>0</height>", "<width></width><height>48</height>"])
@@ -200,6 +226,7 @@ def test_other_encodings_are_read_as_they_say(voc: Path) -> None:
 
 
 GOOD = object_xml("dog", 1, 2, 3, 4)
+CHINESE = annotation_xml(object_xml("狗", 1, 2, 3, 4))
 BOMB = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation><filename>&b;</filename></annotation>'
 
 
@@ -235,6 +262,13 @@ def test_a_malformed_file_is_refused_with_its_place(voc: Path, xml: str, message
         convert_voc(voc)
     assert "1 fault, so nothing was written" in str(error.value)
     assert "b.xml" in str(error.value)
+
+
+@pytest.mark.parametrize("head", ["", '<?xml version="1.0" encoding="gb2312"?>'], ids=["undeclared", "declared"])
+def test_an_encoding_that_is_not_known_is_answered_with_the_one_that_is(voc: Path, head: str) -> None:
+    (voc / "Annotations" / "b.xml").write_bytes((head + CHINESE).encode("gb2312"))
+    with pytest.raises(DataError, match=r"b\.xml: not XML of this kind .*; save it as UTF-8"):
+        convert_voc(voc)
 
 
 def test_all_faults_are_counted_and_the_first_named(voc: Path) -> None:
@@ -277,7 +311,7 @@ def test_what_is_asked_for_must_be_there(voc: Path, words: dict[str, Any], messa
 
 def test_a_missing_image_is_refused_only_where_it_is_asked_for(voc: Path) -> None:
     (voc / "JPEGImages" / "a.png").unlink()
-    with pytest.raises(DataError, match=r"a\.xml: no image: 'a\.png' is not there, nor a with a suffix"):
+    with pytest.raises(DataError, match=r"a\.xml: no image: no a with a suffix .*, nor 'a\.png'; if .* --images"):
         convert_voc(voc, split="train")
     assert len(convert_voc(voc, split="val").content["images"]) == 1
 
@@ -309,6 +343,24 @@ def test_a_folder_without_annotations_or_objects_is_refused(voc: Path, tmp_path:
     assert convert_voc(voc, classes=["dog"]).content["annotations"] == []
 
 
+def test_xml_files_further_down_are_told_with_the_command(voc: Path, tmp_path: Path) -> None:
+    """As data sets on Kaggle have them."""
+    folder = tmp_path / "my set"
+    for old, new in (("Annotations", "labels"), ("JPEGImages", "images")):
+        (folder / new).parent.mkdir(exist_ok=True)
+        (voc / old).rename(folder / new)
+    command = command_line("mnet-det", "convert", "voc", folder / "labels", "--images", folder / "images")
+    with pytest.raises(DataError, match=f"no XML file in it; .* so try: {re.escape(command)}$"):
+        convert_voc(folder)
+    with pytest.raises(DataError, match=r"no image in it; .*; name the folder of the images with --images"):
+        convert_voc(folder / "labels")
+    for path in (folder / "images").iterdir():
+        path.rename(folder / "labels" / path.name)
+    command = command_line("mnet-det", "convert", "voc", folder / "labels")
+    with pytest.raises(DataError, match=f"so try: {re.escape(command)}$"):
+        convert_voc(folder)
+
+
 def test_boxes_come_back_exactly_from_coco_to_voc_and_again(tmp_path: Path) -> None:
     """The XML is written here from COCO boxes, by VOC's definition: pixels from 1, the last one included."""
     random = np.random.default_rng(0)
@@ -329,7 +381,7 @@ def test_the_command_writes_what_our_reader_takes(voc: Path, tmp_path: Path, cli
     answer = cli("convert", "voc", voc, "--split", "train", "--classes", "person, dog,cat", "--out", out)
     assert (answer.status, answer.err) == (0, "")
     assert "2 images, 4 boxes (1 of them crowd), classes: person, dog, cat" in answer.out
-    assert f"next: mnet-det check {out} --images {voc / 'JPEGImages'}" in answer.out
+    assert f"next: {command_line('mnet-det', 'check', out, '--images', voc / 'JPEGImages')}" in answer.out
     data = read_coco(out, voc / "JPEGImages")
     assert data.class_names == ("person", "dog", "cat")
     assert data.truth(0).boxes_xyxy.tolist() == [[0, 0, 64, 48], [10, 20, 11, 30]]
@@ -362,6 +414,19 @@ def test_the_flag_for_edges_is_told_on_the_terminal(voc: Path, tmp_path: Path, c
     answer = cli("convert", "voc", voc, "--out", tmp_path / "a.json")
     assert answer.err.startswith("warning: 1 box begins below 1")
     assert cli("convert", "voc", voc, "--zero-based", "--out", tmp_path / "a.json").err == ""
+
+
+def test_the_next_command_can_be_pasted_where_folders_have_blanks(
+    voc: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    folder = voc.rename(tmp_path / "my set")
+    (folder / "Annotations" / "b.xml").write_text(annotation_xml(GOOD))
+    answer = cli("convert", "voc", folder, "--split", "val", "--out", folder / "a.json")
+    assert "1 image, 1 box (0 of them crowd)" in answer.out
+    quote = '"' if os.name == "nt" else "'"
+    assert answer.out.endswith(
+        f"next: mnet-det check {quote}{folder / 'a.json'}{quote} --images {quote}{folder / 'JPEGImages'}{quote}\n"
+    )
 
 
 @pytest.mark.shared

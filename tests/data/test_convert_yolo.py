@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mnet_det.data.coco import read_coco
+from mnet_det.data.convert import command_line
 from mnet_det.data.convert_yolo import convert_yolo
 from mnet_det.errors import DataError
 from mnet_det.images import write_image
@@ -90,8 +91,21 @@ def test_a_line_is_read_in_any_usual_form(tmp_path: Path, text: str) -> None:
     assert one_label(tmp_path, text) == [20, 10, 40, 20]
 
 
-def test_boxes_beyond_the_image_and_without_area_are_written_as_they_are(tmp_path: Path) -> None:
-    assert one_label(tmp_path, "0 0.9 0.5 0.4 0") == [56, 20, 32, 0]
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("0 0.9 0.5 0.4 0", [56, 20, 32, 0]),
+        ("0 0.5 0.5 1.0005 1", [-0.02, 0, 80.04, 40]),  # rounded
+        ("0 1.1 -0.25 1.5 0.5", [28, -20, 120, 20]),  # x: (1.1 - 1.5 / 2) · 80, y: (-0.25 - 0.5 / 2) · 40
+        ("0 0.25 0.5 1.25 -0.5 0.5 1.5", [20, -20, 80, 80]),
+        ("0 0.5 0.5 -0.5 1", [60, 0, -40, 40]),
+    ],
+    ids=["over the edge, no area", "rounded", "centre outside", "polygon", "no width"],
+)
+def test_boxes_over_the_edge_and_without_area_are_written_as_they_are(
+    tmp_path: Path, text: str, box: list[float]
+) -> None:
+    assert one_label(tmp_path, text) == pytest.approx(box)
 
 
 def test_boxes_come_back_from_coco_to_yolo_and_again(tmp_path: Path) -> None:
@@ -241,7 +255,7 @@ def test_an_image_counts_as_viewers_turn_it(tmp_path: Path, orientation: int) ->
     ("text", "message"),
     [
         ("0 0.5 0.5 1", "line 1: 4 columns; expected 5"),
-        ("0 0.5 0.5 1 1 0.9", "line 1: 6 columns; expected 5"),
+        ("0 0.5 0.5 1 1 0.9", "line 1: 6 columns; expected 5 .*; the last may be a score"),
         ("0 0.1 0.1 0.5 0.5 0.9 0.9 0.3", "line 1: 8 columns; expected 5"),
         ("0 0.5 0.5 1 1\n\n2 0.5 0.5 1 1", "line 3: class 2; the names go from 0 to 1"),
         ("-1 0.5 0.5 1 1", "line 1: class -1; the names"),
@@ -249,11 +263,11 @@ def test_an_image_counts_as_viewers_turn_it(tmp_path: Path, orientation: int) ->
         ("dog 0.5 0.5 1 1", "line 1: a value is 'dog', expected a number"),
         ("0 0.5 nan 1 1", "line 1: a value is 'nan', expected a number"),
         ("0 0.5 0.5 inf 1", "line 1: a value is 'inf', expected a number"),
-        ("0,0.5,0.5,1,1", "line 1: 1 columns; expected 5"),
-        ("0 40 20 80 40", "line 1: 40 is outside 0…1"),
-        ("0 0.5 0.5 1 1.002", "line 1: 1.002 is outside 0…1"),
-        ("0 0.5 0.5 -0.2 1", "line 1: -0.2 is outside 0…1"),
-        ("0 0.1 0.1 0.5 -0.5 0.9 0.9", "line 1: -0.5 is outside 0…1"),
+        ("0,0.5,0.5,1,1", "line 1: 1 column; expected 5"),
+        ("0 40 20 80 40", "line 1: 40 is far outside 0…1; .* not pixels"),
+        ("0 0.5 0.5 1 1.51", "line 1: 1.51 is far outside 0…1"),
+        ("0 -0.51 0.5 1 1", "line 1: -0.51 is far outside 0…1"),
+        ("0 0.1 0.1 0.5 -20 0.9 0.9", "line 1: -20 is far outside 0…1"),
     ],
     ids=str,
 )
@@ -265,31 +279,45 @@ def test_a_malformed_line_is_refused_with_its_place(yolo: Path, text: str, messa
     assert "c.txt" in str(error.value)
 
 
-def test_a_value_that_rounding_moved_outside_is_none(tmp_path: Path) -> None:
-    assert one_label(tmp_path, "0 0.5 0.5 1.0005 1") == [-0.02, 0, 80.04, 40]
-
-
-def test_a_label_file_without_an_image_is_refused(yolo: Path) -> None:
+def test_a_label_file_without_an_image_is_left_out_and_told(yolo: Path) -> None:
     for name in ("x.txt", "deep/a.txt", "classes.txt", "README.txt"):
         (yolo / "labels" / "train" / "deep").mkdir(exist_ok=True)
         (yolo / "labels" / "train" / name).write_text("0 0.5 0.5 1 1")
-    with pytest.raises(DataError, match="2 faults") as error:
-        convert_yolo(yolo, split="train")
-    assert f"{Path('deep', 'a.txt')}: no image a in" in str(error.value)
-    assert "x.txt: no image x in" in str(error.value)
-    assert len(convert_yolo(yolo, split="val").content["images"]) == 1
+    before = convert_yolo(yolo, split="val")
+    (note,) = convert_yolo(yolo, split="train").notes
+    labels = yolo / "labels" / "train"
+    assert note == f"2 label files have no image and are left out: {labels / 'deep' / 'a.txt'}, {labels / 'x.txt'}"
+    assert len(before.content["images"]) == 1
+    assert before.notes == ()
+
+
+def test_parts_that_are_put_together_are_told(yolo: Path) -> None:
+    (note,) = convert_yolo(yolo).notes
+    assert note.startswith("train and val together")
+    assert "--split" in note
+    assert convert_yolo(yolo, split="val").notes == ()
+
+
+@pytest.mark.parametrize("name", ["data.yml", "cats.yaml"])
+def test_a_data_file_of_another_name_is_told(yolo: Path, name: str) -> None:
+    (yolo / "data.yaml").rename(yolo / name)
+    (yolo / "a.yaml").write_text("[")  # another program's, perhaps
+    with pytest.raises(DataError, match=rf"no names in .*; {name} has names: give the data file itself, .*{name}$"):
+        convert_yolo(yolo)
+    (yolo / "images").rename(yolo.parent / "pictures")
+    with pytest.raises(DataError, match=f"no image in it; .*: give the data file itself, .*{name}$"):
+        convert_yolo(yolo)
 
 
 def test_all_faults_are_counted_and_the_first_named(yolo: Path) -> None:
     (yolo / "labels" / "val" / "c.txt").write_text("0 0.5\n" * 6)
-    (yolo / "labels" / "train" / "x.txt").write_text("")
     (yolo / "images" / "train" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError) as error:
         convert_yolo(yolo)
     first, *named, last = str(error.value).splitlines()
-    assert first == f"{yolo}: 8 faults, so nothing was written:"
+    assert first == f"{yolo}: 7 faults, so nothing was written:"
     assert len(named) == 5
-    assert last == "  and 3 more"
+    assert last == "  and 2 more"
 
 
 def test_pixels_are_not_text_and_text_is_no_picture(yolo: Path) -> None:
@@ -364,7 +392,7 @@ def test_the_command_writes_what_our_reader_takes(yolo: Path, tmp_path: Path, cl
     answer = cli("convert", "yolo", yolo / "data.yaml", "--split", "train", "--out", out)
     assert (answer.status, answer.err) == (0, "")
     assert "2 images, 2 boxes (0 of them crowd), classes: dog, cat" in answer.out
-    assert f"next: mnet-det check {out} --images {yolo / 'images' / 'train'}" in answer.out
+    assert f"next: {command_line('mnet-det', 'check', out, '--images', yolo / 'images' / 'train')}" in answer.out
     data = read_coco(out, yolo / "images" / "train")
     data.require_files()
     assert data.truth(0).boxes_xyxy.tolist() == [[0, 0, 80, 40], [10, 0, 30, 20]]

@@ -396,8 +396,23 @@ def test_a_folder_that_cannot_be_made_is_one_message(coco: Coco, tmp_path: Path)
 
 def test_a_missing_file_names_the_ways_out(coco: Coco, tmp_path: Path) -> None:
     coco.files.clear()
-    with pytest.raises(DownloadError, match=r"404 .*; or fetch http.* elsewhere and put it at .*zip, or name another"):
+    with pytest.raises(DownloadError, match=r"404 .*; http.* can also be fetched elsewhere and put at .*zip, or name"):
         download_coco(tmp_path, address=coco.url)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ftp://there", ""])
+def test_an_address_that_is_none_is_refused_before_anything(tmp_path: Path, address: str) -> None:
+    said = io.StringIO()
+    with pytest.raises(DownloadError, match=f"^{address}: not an address to fetch from; expected http://"):
+        download_coco(tmp_path / "coco", address=address, console=Console(file=said))
+    assert (said.getvalue(), contents(tmp_path)) == ("", [])
+
+
+def test_large_sizes_are_told_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With COCO's own sizes: 19.3 GB of archive, and as much and 0.5 GB for blocks of the disk once unpacked."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=999_000_000))
+    with pytest.raises(DownloadError, match=r"39\.2 GB to come, 999\.0 MB free"):
+        download_coco(tmp_path, only=["train"])
 
 
 # The command

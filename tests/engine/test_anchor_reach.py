@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from mnet_det.config import Config, ModelConfig, load_config, parse_config
 from mnet_det.data.coco import CocoData, read_coco
-from mnet_det.engine.anchor_reach import AnchorMap, Count, Reach, anchor_maps, best_iou, measure_reach
+from mnet_det.engine.anchor_reach import AnchorMap, Count, Proposal, Reach, anchor_maps, best_iou, measure_reach
 from mnet_det.models import anchors as anchors_module
 from mnet_det.models import build_detector
 
@@ -221,14 +221,35 @@ def test_proposed_lines_can_be_pasted_and_measure_as_promised(
     left = reach.proposal.left.share if reach.proposal else reach.total.share
     assert all(way.left.share <= 0.8 * left for way in reach.alternatives)
     for way in (*([reach.proposal] if reach.proposal else []), *reach.alternatives):
-        assert f"{way.lines}\nleaves {way.left.share:.1%}" in fault.message
+        assert f"\n{way.words}\nleaves {way.left.share:.1%}" in fault.message
+        assert way.cost == pytest.approx(way.settings.get("rho", 1) ** 2)
+        assert ("times the multiply-adds" in str(way)) == ("rho" in way.settings)
         assert way.left.share <= 0.8 * reach.total.share
         assert LINES.fullmatch(way.lines)
         path = tmp_path / "pasted.yaml"
         path.write_text(yaml.safe_dump({"model": settings | yaml.safe_load(way.lines)["model"]}), encoding="utf-8")
-        again = measure_reach(load_config(path), data, propose=False)
-        assert again.total == way.left
+        pasted = load_config(path)
+        assert measure_reach(pasted, data, propose=False).total == way.left
+        path.write_text(yaml.safe_dump({"model": settings}), encoding="utf-8")
+        assert load_config(path, way.words.split(" ")) == pasted
         assert len(way.settings.get("anchor_sizes", [])) == len(settings.get("anchor_sizes", []))  # so that weights fit
+
+
+def test_a_proposal_says_what_it_leaves_and_costs() -> None:
+    sizes = Proposal({"anchor_scales": [0.17, 0.8]}, Count(200, 11))
+    assert str(sizes) == "model.anchor_scales=[0.17,0.8]\nleaves 5.5%"
+    larger = Proposal({"rho": 1.5, "anchor_scales": [0.1, 0.8]}, Count(200, 4), cost=1.5**2)
+    assert str(larger) == (
+        "model.rho=1.5 model.anchor_scales=[0.1,0.8]\nleaves 2.0% at about 2.25 times the multiply-adds"
+    )
+    assert larger.to_json() == {
+        "lines": "model:\n  rho: 1.5\n  anchor_scales: [0.1, 0.8]",
+        "unreached": 0.02,
+        "times_multiply_adds": 2.25,
+    }
+    fault = Reach(Count(200, 40), {}, {}, sizes, (larger,)).fault("data.json")
+    assert fault is not None
+    assert fault.message.endswith(f"on the command line,\n{sizes}; or\n{larger}")
 
 
 def test_nothing_is_proposed_where_nothing_helps(tmp_path: Path) -> None:

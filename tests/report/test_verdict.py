@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from mnet_det.config import load_config, parse_config
 from mnet_det.data.check import Verdict
 from mnet_det.data.faults import Fault, count_kinds
+from mnet_det.engine.anchor_reach import Count, Proposal, Reach
 from mnet_det.report.verdict import print_verdict
 
 SIZES: dict[str, Any] = {
@@ -42,9 +46,12 @@ def verdict(*faults: Fault, classes: dict[str, int] | None = None, val: dict[str
     return Verdict(faults, found if val is None else found | {"val": summary(val)})
 
 
-def shown(verdict: Verdict, *, width: int = 100, encoding: str = "utf-8") -> list[str]:
+def shown(verdict: Verdict, *, width: int = 100, encoding: str = "utf-8", terminal: bool = True) -> list[str]:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    print_verdict(Console(file=file, width=width, markup=False), verdict)
+    print_verdict(
+        Console(file=file, width=width, markup=False, force_terminal=terminal, color_system=None, legacy_windows=False),
+        verdict,
+    )
     file.seek(0)
     return file.read().splitlines()
 
@@ -154,11 +161,52 @@ def test_names_that_the_terminal_cannot_write_are_shown_by_number() -> None:
     assert any(r"\u72ac" in line for line in lines)
 
 
-def test_lines_to_paste_keep_their_indents() -> None:
-    fault = Fault("boxes-out-of-reach", "50% are out of reach,\nmodel:\n  rho: 2", "train.json")
-    lines = shown(verdict(fault))
-    start = lines.index("    train.json: 50% are out of reach,")
-    assert lines[start + 1 : start + 3] == ["    model:", "      rho: 2"]
+LONG = Fault("boxes-out-of-reach", f"{'50% of the boxes ' * 30}are out of reach,\nmodel.rho=2", "train.json")
+
+
+def test_a_terminal_folds_lines_below_their_start_and_without_blanks_at_their_ends() -> None:
+    lines = shown(verdict(LONG), width=60)
+    start = next(number for number, line in enumerate(lines) if line.startswith("    train.json: 50%"))
+    end = lines.index("    model.rho=2")
+    assert end - start > 5
+    assert all(line.startswith("    ") and len(line) <= 60 for line in lines[start:end])
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_in_a_pipe_nothing_is_folded() -> None:
+    """Whoever searched the output for words missed those that a fold parted, and got blanks with the rest."""
+    lines = shown(verdict(LONG), width=160, terminal=False)
+    first, second = LONG.message.split("\n")
+    start = lines.index(f"    train.json: {first}")
+    assert lines[start + 1] == f"    {second}"
+    assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_proposed_lines_can_be_copied_into_a_config(terminal: bool, tmp_path: Path) -> None:
+    """They stood four columns to the right with blanks after them, and a config with them was refused."""
+    sizes = list(range(16, 16 + 24))  # more than a line of a terminal holds
+    ways = [
+        Proposal({"anchor_scales": [0.17, 0.8]}, Count(200, 11)),
+        Proposal({"rho": 1.5, "anchor_sizes": sizes}, Count(200, 4), cost=1.5**2),
+    ]
+    reach = Reach(Count(200, 40), {}, {}, ways[0], (ways[1],))
+    found = verdict().adding([], anchors=reach.to_json())
+    lines = shown(found, width=60, terminal=terminal)
+    assert sum("own model:" in line for line in lines) == 1
+    starts = [number for number, line in enumerate(lines) if line == "model:"]
+    assert lines[starts[0] - 1] == "with 5.5% left out of reach:"
+    assert " ".join(lines[starts[1] - 2 : starts[1]]).endswith(
+        "or, with 2.0% left out of reach, at about 2.25 times the multiply-adds:"
+    )
+    for start, way in zip(starts, ways, strict=True):
+        copied = list(itertools.takewhile(lambda line: line == "model:" or line.startswith("  "), lines[start:]))
+        assert len(copied) == 1 + len(way.settings)
+        alone, below = tmp_path / "alone.yaml", tmp_path / "below.yaml"
+        alone.write_text("\n".join(copied), encoding="utf-8")
+        below.write_text("\n".join(["model:", "  alpha: 0.5", *copied[1:], ""]), encoding="utf-8")
+        assert load_config(alone) == parse_config({"model": way.settings})
+        assert load_config(below) == parse_config({"model": {**way.settings, "alpha": 0.5}})
 
 
 def test_anchors_are_told_where_they_were_measured() -> None:
