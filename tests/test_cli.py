@@ -341,6 +341,7 @@ def test_eval_scores_a_model_on_some_classes_alone(
 def test_train_explains_classes_that_differ(cli: Cli, config: Path, here: Path, annotations: Path) -> None:
     content = read(annotations)
     content["categories"].append({"id": 99, "name": "unicorn"})
+    content["annotations"][0]["category_id"] = 99
     path = here.parent / "more.json"
     path.write_text(json.dumps(content))
     answer = cli("train", config, f"data.val_annotations={path}")

@@ -349,7 +349,8 @@ def test_the_progress_is_one_line_where_nobody_watches(
     cached = images.open(cache, console=Console(width=20))
     images.open(cache, console=Console(width=20))
     assert capsys.readouterr().out.splitlines() == [
-        f"{cached.path}: 5 images resized, 1 of them cannot be used; 0.0 MB in 0 s"
+        f"{cached.path}: 5 images resized, 1 of them cannot be used; 0.0 MB in 0 s",
+        f"training images from {cached.path}",
     ]
 
 

@@ -164,7 +164,7 @@ def test_classes_that_the_data_lack_are_left_out(val: CocoData, annotations: Pat
 def test_a_model_that_lacks_classes_of_the_data_is_refused(val: CocoData) -> None:
     message = (
         r"^the model has 2 classes, the data 6: the model does not know 4 of them \(square, triangle, star, cross\); "
-        r"score it on its own classes, or train it on these$"
+        r"score it on its own classes \(`mnet-det eval --classes disc,ring`\), or train it on these$"
     )
     with pytest.raises(DataError, match=message):
         next(detect_all(Oracle(val, ["disc", "ring"]), val))

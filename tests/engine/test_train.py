@@ -375,7 +375,8 @@ def test_validation_classes_that_training_lacks_are_refused_with_the_difference(
 ) -> None:
     content = val_content(toy)
     content["categories"][0]["name"] = "Disc"
-    content["categories"].append({"id": 90, "name": "unicorn"})
+    content["categories"] += [{"id": 90, "name": "unicorn"}, {"id": 91, "name": "a class without boxes does no harm"}]
+    content["annotations"] += [{**content["annotations"][0], "id": 5000, "category_id": 90}]
     path = tmp_path / "val.json"
     path.write_text(json.dumps(content))
     message = (
