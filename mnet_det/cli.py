@@ -204,6 +204,8 @@ def evaluate(
 
     if annotations is None or (model is None) == (detections is None):
         raise typer.BadParameter("give --annotations, and either a MODEL with --images or --detections")
+    if detections is not None and classes is not None:
+        raise typer.BadParameter("--classes is for a MODEL")
     used = None
     if detections is not None:
         results = read_results(detections)

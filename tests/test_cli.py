@@ -448,6 +448,7 @@ def test_eval_refuses_data_with_classes_the_model_lacks(
 ) -> None:
     content = read(annotations)
     content["categories"].append({"id": 99, "name": "unicorn"})
+    content["annotations"][0]["category_id"] = 99
     path = here.parent / "more.json"
     path.write_text(json.dumps(content))
     words = ["--images", toy / "val2017", "--annotations", path, "--json", "scores.json", "--runtime", "openvino"]

@@ -154,8 +154,13 @@ def compare_classes(
         hint = f"did it mean {near!r}?" if near else f"training has {_some(training)}"
         message = f"the class {name!r} is not among the {len(training)} of the training data; {hint}"
         faults.append(Fault("class-unknown-to-training", message, source, category=name))
+    if not faults and not set(training) & set(validation):
+        message = f"lists none of the training data's {_some(training)}; it has {_some(validation)}"
+        return [Fault("class-unknown-to-training", message, source)]
     for name in sorted(set(training) - set(validation)):
-        message = f"the class {name!r} of the training data is not listed; it cannot be scored"
+        near = _nearest(name, validation)
+        hint = f"; is it {near!r}?" if near else ""
+        message = f"the class {name!r} of the training data is not listed, so it cannot be scored{hint}"
         faults.append(Fault("class-missing-in-validation", message, source, category=name))
     return faults
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnet_det.data.faults import Fault
-from mnet_det.structures import FloatArray
+from mnet_det.structures import FloatArray, IntArray
 
 Entry = dict[str, Any]
 Numbered = dict[int, Entry]
 """Entries by their number in the file."""
-Boxes = NDArray[np.float64]
+Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 EDGE_PX = 0.5
@@ -79,7 +79,7 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[N
         say("box-maybe-normalised", normalised, "[{box}] has numbers inside 0…1 alone: parts of the image? (a guess)")
     whole_file = _xyxy_fault(geometry, _areas_of(annotations), source)
     faults += whole_file
-    if not whole_file:
+    if not any(fault.handling == "fatal" for fault in whole_file):
         text = "[{box}] sticks out of its image of {size}, and would fit as x1, y1, x2, y2 (a guess)"
         say("box-maybe-xyxy", xyxy, text)
     say(
@@ -101,9 +101,9 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[N
 
 
 class _Geometry:
-    """Boxes [N, 4] x, y, w, h against the sizes [N, 2] of their images; all answers are bool [N]."""
+    """Floats [N, 4] x, y, w, h against the sizes [N, 2] of their images; answers are bool [N] unless they say else."""
 
-    def __init__(self, boxes: Boxes, limits_wh: Boxes) -> None:
+    def __init__(self, boxes: Floats, limits_wh: Floats) -> None:
         self._limits_wh = limits_wh
         self._x1y1, self._wh = boxes[:, :2], boxes[:, 2:]
         self._x2y2 = self._x1y1 + self._wh
@@ -142,21 +142,21 @@ class _Geometry:
     def fits_as_xyxy(self) -> Mask:
         return self.positive & self._fits_as_xyxy
 
-    def areas(self) -> Boxes:
+    def areas(self) -> Floats:
         """Areas [N], read as x, y, w, h."""
-        area: Boxes = self._wh.prod(axis=1)
+        area: Floats = self._wh.prod(axis=1)
         return area
 
-    def areas_as_xyxy(self) -> Boxes:
+    def areas_as_xyxy(self) -> Floats:
         """Areas [N], read as x1, y1, x2, y2."""
-        area: Boxes = (self._wh - self._x1y1).prod(axis=1)
+        area: Floats = (self._wh - self._x1y1).prod(axis=1)
         return area
 
 
-def _xyxy_fault(geometry: _Geometry, areas: Boxes, source: str) -> list[Fault]:
+def _xyxy_fault(geometry: _Geometry, areas: Floats, source: str) -> list[Fault]:
     """The fault of a file whose boxes are x1, y1, x2, y2, by their areas or by how they lie.
 
-    Of true sizes, hardly any ten boxes all fit: most are less than their corner.
+    Of true sizes, hardly twenty boxes all fit: most widths are less than their x.
     """
     positive, fitting = int(geometry.positive.sum()), int(geometry.fits_as_xyxy.sum())
     if positive < GUESSED_FROM or fitting < 0.99 * positive:
@@ -171,7 +171,9 @@ def _xyxy_fault(geometry: _Geometry, areas: Boxes, source: str) -> list[Fault]:
     elif 4 * sticking_out >= positive:
         why = f"{sticking_out} stick far out of their image as x, y, width, height (so this is a guess)"
     elif positive >= SUSPECTED_FROM:
-        message = f"all {positive} boxes would fit as x1, y1, x2, y2 as well, which is rare (a guess): look at some"
+        message = (
+            f"{fitting} of {positive} boxes would fit as x1, y1, x2, y2 as well, which is rare (a guess): look at some"
+        )
         return [Fault("box-maybe-xyxy", message, source)]
     else:
         return []
@@ -182,16 +184,16 @@ def _xyxy_fault(geometry: _Geometry, areas: Boxes, source: str) -> list[Fault]:
     return [Fault("boxes-xyxy", message, source)]
 
 
-def _areas_of(annotations: Sequence[Entry]) -> Boxes:
+def _areas_of(annotations: Sequence[Entry]) -> Floats:
     """The areas [N] that annotations give, NaN where they give none."""
     return np.array([np.nan if a.get("area") is None else a["area"] for a in annotations], np.float64)
 
 
-def _same_area(areas: Boxes, expected: Boxes) -> Mask:
+def _same_area(areas: Floats, expected: Floats) -> Mask:
     return np.asarray(np.abs(areas - expected) <= AREA_TOLERANCE * np.abs(expected) + 1)
 
 
-def _wrong_areas(annotations: Sequence[Entry], boxes: Boxes) -> Iterator[tuple[int, str]]:
+def _wrong_areas(annotations: Sequence[Entry], boxes: Floats) -> Iterator[tuple[int, str]]:
     """Areas that no object in the box can have.
 
     An annotation without a mask should have its box's area. Where most of a file's do not, its masks were taken away
@@ -210,8 +212,8 @@ def _wrong_areas(annotations: Sequence[Entry], boxes: Boxes) -> Iterator[tuple[i
         yield row, f"area {areas[row]:g}, while its box has {whole[row]:g}; COCOeval sorts by it into small and large"
 
 
-def _duplicates(annotations: Sequence[Entry], boxes: Boxes, chosen: Mask) -> Iterator[tuple[int, int, float]]:
-    """Boxes [N, 4] of one image and class that are nearly the same: their row, that of the first, and their IoU."""
+def _duplicates(annotations: Sequence[Entry], boxes: Floats, chosen: Mask) -> Iterator[tuple[int, int, float]]:
+    """Floats [N, 4] of one image and class that are nearly the same: their row, that of the first, and their IoU."""
     rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row in np.flatnonzero(chosen).tolist():
         rows_of[annotations[row]["image_id"], annotations[row]["category_id"]].append(row)
@@ -222,27 +224,35 @@ def _duplicates(annotations: Sequence[Entry], boxes: Boxes, chosen: Mask) -> Ite
     for length, groups in by_length.items():
         step = max(1, PAIRS_AT_ONCE // length**2)
         for start in range(0, len(groups), step):
-            grouped = np.array(groups[start : start + step])  # [G, L]
-            overlaps = _iou(boxes[grouped])
-            same = np.triu(overlaps >= SAME_IOU, 1)  # [G, L, L], the earlier one first
-            for group, later in zip(*np.nonzero(same.any(axis=1)), strict=True):
-                first = int(same[group, :, later].argmax())
-                yield int(grouped[group, later]), int(grouped[group, first]), float(overlaps[group, first, later])
+            yield from _same_in_groups(np.array(groups[start : start + step]), boxes)
 
 
-def _iou(boxes: Boxes) -> Boxes:
-    """IoU [G, L, L] of each pair among L boxes [G, L, 4] x, y, w, h."""
-    top_left, bottom_right = boxes[..., :2], boxes[..., :2] + boxes[..., 2:]
-    overlap_wh = np.minimum(bottom_right[:, :, None], bottom_right[:, None]) - np.maximum(
-        top_left[:, :, None], top_left[:, None]
+def _same_in_groups(rows: IntArray, boxes: Floats) -> Iterator[tuple[int, int, float]]:
+    """As `_duplicates`, among the boxes of each of G groups of L rows [G, L], some columns at a time."""
+    groups, length = rows.shape
+    step = max(1, PAIRS_AT_ONCE // (groups * length))
+    for start in range(0, length, step):
+        later = np.arange(start, min(start + step, length))
+        overlaps = _iou(boxes[rows], boxes[rows[:, later]])  # [G, L, C]
+        same = (overlaps >= SAME_IOU) & (np.arange(length)[:, None] < later)
+        for group, column in zip(*np.nonzero(same.any(axis=1)), strict=True):
+            first = int(same[group, :, column].argmax())
+            yield int(rows[group, later[column]]), int(rows[group, first]), float(overlaps[group, first, column])
+
+
+def _iou(some: Floats, others: Floats) -> Floats:
+    """IoU [G, A, B] of boxes [G, A, 4] and [G, B, 4], x, y, w, h."""
+    top_left = np.maximum(some[:, :, None, :2], others[:, None, :, :2])
+    bottom_right = np.minimum(
+        some[:, :, None, :2] + some[:, :, None, 2:], others[:, None, :, :2] + others[:, None, :, 2:]
     )
-    overlaps = np.clip(overlap_wh, 0, None).prod(axis=-1)
-    areas = boxes[..., 2:].prod(axis=-1)
-    iou: Boxes = overlaps / (areas[:, :, None] + areas[:, None] - overlaps)
+    overlaps = np.clip(bottom_right - top_left, 0, None).prod(axis=-1)
+    areas, other_areas = (boxes[..., 2:].prod(axis=-1) for boxes in (some, others))
+    iou: Floats = overlaps / (areas[:, :, None] + other_areas[:, None] - overlaps)
     return iou
 
 
-def clip_boxes(boxes_xywh: Boxes, limits_wh: NDArray[Any]) -> FloatArray:
+def clip_boxes(boxes_xywh: Floats, limits_wh: NDArray[Any]) -> FloatArray:
     """[N, 4] xywh to xyxy inside each box's own image [N, 2]."""
     top_left = np.clip(boxes_xywh[:, :2], 0, limits_wh)
     bottom_right = np.clip(boxes_xywh[:, :2] + boxes_xywh[:, 2:], 0, limits_wh)

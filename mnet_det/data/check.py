@@ -164,10 +164,11 @@ class _Side:
 
     def compare(self, training: _Side, classes: Sequence[str] | None) -> None:
         """Add what is wrong between the training's data and these, which will be scored."""
-        learned, scored = (list(side.names(classes).values()) for side in (training, self))
-        if learned and scored:  # else there is a fatal fault already, and every name would be another
-            marked = marked_classes(self.examined) & set(scored)
-            self.faults += compare_classes(learned, scored, marked=marked, source=self.source)
+        learned = list(training.names(classes).values())
+        listed, marked = list(self.names(None).values()), marked_classes(self.examined)
+        if learned and listed:  # else there is a fatal fault already, and every name would be another
+            marked &= marked if classes is None else set(classes)
+            self.faults += compare_classes(learned, listed, marked=marked, source=self.source)
         for entry, other in _same_files(self, training):
             message = f"the same bytes as {other} of the training data; what was learned by heart is no test"
             self.faults.append(_image_fault("image-in-both", message, entry, self.source))

@@ -1,4 +1,4 @@
-"""COCO JSON: the only file that knows `category_id` and `iscrowd`. Labels are 0…K-1 everywhere else."""
+"""COCO JSON as data: here `category_id` becomes a label, 0…K-1, and a label `category_id`."""
 
 from __future__ import annotations
 
@@ -89,6 +89,11 @@ class CocoData:
     def num_objects(self) -> int:
         """Boxes of single objects."""
         return int((~self._crowd).sum())
+
+    @property
+    def marked_names(self) -> tuple[str, ...]:
+        """The classes that have boxes."""
+        return tuple(self.class_names[label] for label in np.unique(self._labels))
 
     @property
     def known_ids(self) -> tuple[int, ...]:
@@ -321,12 +326,12 @@ def _classes(
     """Class names in the order of their labels, and this file's id of each."""
     ids = {c["name"]: c["id"] for c in sorted(examined.categories, key=lambda category: category["id"])}
     if joined_to is not None:
-        if classes is None:
-            marked = marked_classes(examined)
-            refuse_fatal(compare_classes(joined_to, list(ids), marked=marked, source=str(source)))
+        marked = marked_classes(examined)
+        marked &= marked if classes is None else set(classes)
+        refuse_fatal(compare_classes(joined_to, list(ids), marked=marked, source=str(source)))
         return tuple(joined_to), tuple(ids.get(name) for name in joined_to)
     unknown = [name for name in classes or () if name not in ids]
     if unknown:
-        raise DataError(f"data.classes: {', '.join(unknown)} not in {source}; it has {', '.join(ids)}")
+        raise DataError(f"{source}: has no class {', '.join(unknown)}; it has {', '.join(ids)}")
     names = tuple(name for name in ids if classes is None or name in classes)
     return names, tuple(ids[name] for name in names)

@@ -177,18 +177,19 @@ def score_model(
     if 2 * len(left_out) > len(data):
         raise DataError(f"{len(left_out)} of {len(data)} images cannot be used, such as {left_out[0]}")
     results = [result for entry in found if not isinstance(entry, Fault) for result in entry]
-    number_of = {own: label for label, own in enumerate(join_classes(predictor.class_names, data), start=1)}
+    joined = join_classes(predictor.class_names, data)
+    number_of = {own: label for label, own in enumerate(joined, start=1) if own is not None}
     judged = [{**result, "category_id": number_of[result["category_id"]]} for result in results]
     scores = score_results(judged, _renumber(restrict(truth, data.without(left_out)), number_of))
-    lacking = sum(own is None for own in join_classes(predictor.class_names, data))
-    return replace(scores, classes_left_out=lacking, left_out=left_out), results
+    return replace(scores, classes_left_out=joined.count(None), left_out=left_out), results
 
 
-def _renumber(truth: Mapping[str, Any], number_of: Mapping[int | None, int]) -> dict[str, Any]:
-    """The same annotations with other category ids."""
+def _renumber(truth: Mapping[str, Any], number_of: Mapping[int, int]) -> dict[str, Any]:
+    """The same annotations with other category ids; categories without one, which have no boxes, are left out."""
+    known = [category for category in truth["categories"] if category["id"] in number_of]
     return {
         "images": truth["images"],
-        "categories": [{**category, "id": number_of[category["id"]]} for category in truth["categories"]],
+        "categories": [{**category, "id": number_of[category["id"]]} for category in known],
         "annotations": [
             {**annotation, "category_id": number_of[annotation["category_id"]]} for annotation in truth["annotations"]
         ],
@@ -215,7 +216,7 @@ def join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]
     Raises:
         DataError: the data have classes that the model does not know.
     """
-    unknown = [name for name in data.class_names if name not in class_names]
+    unknown = [name for name in data.marked_names if name not in class_names]  # others do no harm
     if unknown:
         raise DataError(
             f"the model has {len(class_names)} classes, the data {len(data.class_names)}: the model does not know "

@@ -152,6 +152,16 @@ def test_duplicates_are_found_in_groups_of_any_size(tmp_path: Path, monkeypatch:
     ]
 
 
+def test_a_group_that_is_too_large_for_one_go_is_compared_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory grew with the square of one image's boxes."""
+    monkeypatch.setattr(boxes, "PAIRS_AT_ONCE", 5)
+    grid = [(9 * x, 9 * y, 8, 8) for x in range(4) for y in range(3)]
+    faults = examine(tmp_path, *grid, grid[3], grid[11], grid[3])
+    assert [(fault.annotation_id, fault.message.split()[-5]) for fault in faults] == [(13, "4"), (14, "12"), (15, "4")]
+
+
 def test_a_box_of_hardly_a_pixel_may_be_a_stray_click(tmp_path: Path) -> None:
     (fault,) = examine(tmp_path, (40, 40, 1, 1), (20, 20, 2.5, 1), (50, 50, 20, 20))
     assert (fault.kind, fault.annotation_id) == ("tiny-box", 1)
@@ -232,9 +242,13 @@ def test_every_kind_has_a_title_and_is_named_in_one_way() -> None:
         (["cat"], [("class-missing-in-validation", "dog", "cannot be scored")]),
         (["cat", "dog", "Dog "], [("class-unknown-to-training", "Dog ", "did it mean 'dog'?")]),
         (["cat", "dog", "unused"], []),
+        (
+            ["unused"],
+            [("class-unknown-to-training", None, "lists none of the training data's cat, dog; it has unused")],
+        ),
         (["cat", "dog", "tree"], [("class-unknown-to-training", "tree", "training has cat, dog")]),
     ],
-    ids=["another order", "fewer", "another case", "unheard of without boxes", "unheard of"],
+    ids=["another order", "fewer", "another case", "unheard of without boxes", "nothing in common", "unheard of"],
 )
 def test_classes_are_compared_by_name(validation: list[str], expected: list[tuple[str, str, str]]) -> None:
     faults = compare_classes(["cat", "dog"], validation, marked=set(validation) - {"unused"}, source="val.json")

@@ -130,7 +130,7 @@ def test_a_subset_of_classes_keeps_all_images(tmp_path: Path) -> None:
 
 
 def test_unknown_class_is_named_beside_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.classes: horse not in .*it has dog, bird, cat"):
+    with pytest.raises(DataError, match=r"instances\.json: has no class horse; it has dog, bird, cat"):
         read(tmp_path, content(), classes=["cat", "horse"])
 
 

@@ -161,9 +161,22 @@ def test_classes_that_the_data_lack_are_left_out(val: CocoData, annotations: Pat
     assert scores.ap == pytest.approx(1)
 
 
+def test_a_class_without_boxes_that_the_model_lacks_does_no_harm(
+    val: CocoData, annotations: Path, toy: Path, tmp_path: Path
+) -> None:
+    """Training went by such a file, and `eval` refused it with the same model."""
+    content = json.loads(annotations.read_text())
+    content["categories"].append({"id": 99, "name": "things"})
+    path = tmp_path / "more.json"
+    path.write_text(json.dumps(content))
+    scores, _ = evaluate(Oracle(val, val.class_names), read_coco(path, toy / "val2017"), path)
+    assert scores.ap == pytest.approx(1)
+    assert "things" not in scores.per_class
+
+
 def test_a_model_that_lacks_classes_of_the_data_is_refused(val: CocoData) -> None:
     message = (
-        r"^the model has 2 classes, the data 6: the model does not know 4 of them \(square, triangle, star, cross\); "
+        r"^the model has 2 classes, the data 6: the model does not know 3 of them \(triangle, star, cross\); "
         r"score it on its own classes \(`mnet-det eval --classes disc,ring`\), or train it on these$"
     )
     with pytest.raises(DataError, match=message):
@@ -182,7 +195,7 @@ def test_images_are_decoded_while_the_network_works() -> None:
     later_read = threading.Event()
 
     class Images:
-        class_names, category_ids, image_ids = ("a",), (1,), np.arange(READ_AHEAD + 2)
+        class_names, marked_names, category_ids, image_ids = ("a",), ("a",), (1,), np.arange(READ_AHEAD + 2)
 
         def __len__(self) -> int:
             return READ_AHEAD + 2
@@ -206,7 +219,7 @@ def test_images_are_decoded_while_the_network_works() -> None:
 class Numbered:
     """Images of growing width, one of which may be unreadable."""
 
-    class_names, category_ids, image_ids = ("a",), (1,), np.arange(50)
+    class_names, marked_names, category_ids, image_ids = ("a",), ("a",), (1,), np.arange(50)
 
     def __init__(self, *, unreadable: int | None = None) -> None:
         self.unreadable, self.read = unreadable, 0

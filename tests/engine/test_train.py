@@ -306,7 +306,7 @@ def test_a_run_goes_on_with_what_its_weights_need_though_the_first_ones_are_gone
         (["model.init=gone.pt"], CheckpointError, r"gone\.pt: no such file"),
         (["data.root=gone"], DataError, r"train2017: no such folder of images"),
         (["data.val_annotations=gone.json"], DataError, r"gone\.json: no such file"),
-        (["data.classes=[unicorn]"], DataError, r"data\.classes: unicorn not in"),
+        (["data.classes=[unicorn]"], DataError, r"has no class unicorn; it has"),
         (["train.device=tpu9"], ConfigError, r"train\.device: got 'tpu9', expected auto, cpu, cuda"),
     ],
     ids=lambda value: "".join(value) or "sound" if isinstance(value, list) else None,
@@ -385,6 +385,19 @@ def test_validation_classes_that_training_lacks_are_refused_with_the_difference(
     with pytest.raises(DataError, match=rf"{message} \(and 1 more; `mnet-det check` lists them all\)"):
         train(configure(f"data.val_annotations={path}"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_without_any_of_the_chosen_classes_is_refused(
+    configure: Callable[..., Config], toy: Path, tmp_path: Path
+) -> None:
+    """Its classes were spelt otherwise, and AP was 0 without a word."""
+    content = val_content(toy)
+    for category in content["categories"]:
+        category["name"] = category["name"].title()
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"val\.json: lists none of the training data's disc; it has Disc, Ring"):
+        train(configure("data.classes=[disc]", f"data.val_annotations={path}"), out=tmp_path / "run")
 
 
 def test_a_subset_of_classes_leaves_the_others_of_validation_out(
