@@ -918,11 +918,13 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         To be told how many of how many are done.
     """
+    from rich.console import Console
     from rich.progress import Progress
 
     console = _console(stderr=True)
     done, start = 0, time.perf_counter()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    # Quiet and not only disabled: rich 14.0 would still end the bar that it did not draw with an empty line.
+    with Progress(console=console if console.is_terminal else Console(quiet=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def tell(now: int, total: int) -> None:
