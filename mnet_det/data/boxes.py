@@ -51,6 +51,8 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[N
     owners = [owner[annotation["image_id"]] for annotation in annotations]
     boxes = np.array([annotation["bbox"] for annotation in annotations], np.float64)  # [N, 4] x, y, w, h
     limits_wh = np.array([(image["width"], image["height"]) for image in owners], np.float64)  # [N, 2]
+    areas = np.array([np.nan if a.get("area") is None else a["area"] for a in annotations], np.float64)  # [N]
+    crowd: Mask = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
     geometry = _Geometry(boxes, limits_wh)
     numbers = list(numbered)
     faults: list[Fault] = []
@@ -77,7 +79,7 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[N
         faults.append(Fault("boxes-normalised", message, source))
     else:
         say("box-maybe-normalised", normalised, "[{box}] has numbers inside 0…1 alone: parts of the image? (a guess)")
-    whole_file = _xyxy_fault(geometry, _areas_of(annotations), source)
+    whole_file = _xyxy_fault(geometry, areas, source)
     faults += whole_file
     if not any(fault.handling == "fatal" for fault in whole_file):
         text = "[{box}] sticks out of its image of {size}, and would fit as x1, y1, x2, y2 (a guess)"
@@ -88,9 +90,9 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[N
         "[{box}] reaches over the edge of its image of {size}",
     )
     say("tiny-box", geometry.tiny, f"[{{box}}] is {TINY_PX} px or less either way: a stray click?")
-    for row, message in _wrong_areas(annotations, boxes):
+    masked: Mask = np.array([bool(annotation.get("segmentation")) for annotation in annotations])
+    for row, message in _wrong_areas(areas, geometry, masked=masked, crowd=crowd):
         faults.append(Fault("area-contradicts-box", message, source, **place(row)))
-    crowd: Mask = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
     for row, first, iou in sorted(_duplicates(annotations, boxes, geometry.positive & ~crowd)):
         other = place(first)["entry"] or f"annotation {annotations[first]['id']}"
         message = f"the class and the box of {other} once more (IoU {iou:.2f})"
@@ -101,7 +103,7 @@ def judge_boxes(numbered: Numbered, images: list[Entry], source: str) -> tuple[N
 
 
 class _Geometry:
-    """Floats [N, 4] x, y, w, h against the sizes [N, 2] of their images; answers are bool [N] unless they say else."""
+    """Boxes [N, 4] x, y, w, h against the sizes [N, 2] of their images; answers are bool [N] unless they say else."""
 
     def __init__(self, boxes: Floats, limits_wh: Floats) -> None:
         self._limits_wh = limits_wh
@@ -154,7 +156,7 @@ class _Geometry:
 
 
 def _xyxy_fault(geometry: _Geometry, areas: Floats, source: str) -> list[Fault]:
-    """The fault of a file whose boxes are x1, y1, x2, y2, by their areas or by how they lie.
+    """The fault of a file whose boxes are x1, y1, x2, y2, by their areas [N] (NaN: not given) or by how they lie.
 
     Of true sizes, hardly twenty boxes all fit: most widths are less than their x.
     """
@@ -184,28 +186,21 @@ def _xyxy_fault(geometry: _Geometry, areas: Floats, source: str) -> list[Fault]:
     return [Fault("boxes-xyxy", message, source)]
 
 
-def _areas_of(annotations: Sequence[Entry]) -> Floats:
-    """The areas [N] that annotations give, NaN where they give none."""
-    return np.array([np.nan if a.get("area") is None else a["area"] for a in annotations], np.float64)
-
-
 def _same_area(areas: Floats, expected: Floats) -> Mask:
     return np.asarray(np.abs(areas - expected) <= AREA_TOLERANCE * np.abs(expected) + 1)
 
 
-def _wrong_areas(annotations: Sequence[Entry], boxes: Floats) -> Iterator[tuple[int, str]]:
-    """Areas that no object in the box can have.
+def _wrong_areas(areas: Floats, geometry: _Geometry, *, masked: Mask, crowd: Mask) -> Iterator[tuple[int, str]]:
+    """Areas [N] (NaN: not given) that no object in the box can have.
 
     An annotation without a mask should have its box's area. Where most of a file's do not, its masks were taken away
     and the areas are theirs; then only what no mask can have is said.
     """
-    whole = boxes[:, 2:].prod(axis=1)
-    areas = _areas_of(annotations)
-    given = ~np.isnan(areas) & (boxes[:, 2:] > 0).all(axis=1)
+    whole = geometry.areas()
+    given = ~np.isnan(areas) & geometry.positive
     same = _same_area(areas, whole)
-    maskless = given & np.array([not annotation.get("segmentation") for annotation in annotations])
+    maskless = given & ~masked
     exact = maskless & (2 * (maskless & same).sum() >= maskless.sum())
-    crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
     thin = ~crowd & (areas < LEAST_MASK * whole)  # a crowd may be few pixels, far apart
     wrong = given & ~same & (exact | (areas <= 0) | thin | (areas > whole))
     for row in np.flatnonzero(wrong).tolist():
@@ -213,7 +208,7 @@ def _wrong_areas(annotations: Sequence[Entry], boxes: Floats) -> Iterator[tuple[
 
 
 def _duplicates(annotations: Sequence[Entry], boxes: Floats, chosen: Mask) -> Iterator[tuple[int, int, float]]:
-    """Floats [N, 4] of one image and class that are nearly the same: their row, that of the first, and their IoU."""
+    """Boxes [N, 4] of one image and class that are nearly the same: their row, that of the first, and their IoU."""
     rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row in np.flatnonzero(chosen).tolist():
         rows_of[annotations[row]["image_id"], annotations[row]["category_id"]].append(row)

@@ -20,8 +20,6 @@ from mnet_det.structures import Batch, Image, Target
 
 Draw = tuple[int, int]
 """Epoch and image index. A sample is a function of these and the seed alone, so workers hold no state to save."""
-
-
 NO_PIXELS = np.zeros((3, 0, 0), np.uint8)
 MOST_TRIES = 100
 """How many random images may be of no use before it is taken for a fault of the whole set."""
