@@ -96,7 +96,7 @@ class ModelConfig(_Section):
     anchor_scales: tuple[Fraction, Fraction] = (0.2, 0.95)
     reduce_boxes_in_lowest_layer: bool = True  # three anchors a cell on the first map and not six, as TensorFlow has it
     predictor_kernel: Literal[1, 3] = 1
-    class_loss: Literal["softmax", "focal"] = "softmax"
+    class_loss: Literal["softmax", "focal", "quality_focal"] = "softmax"
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
     # Faster R-CNN
     fpn: bool = False
@@ -155,6 +155,9 @@ class DataConfig(_Section):
     workers: NotNegativeInt = 2
     classes: tuple[str, ...] | None = Field(default=None, min_length=1, description="a subset by name")
     cache: bool | UserPath = Field(default=False, description="resized training images: true, or a folder for them")
+    mosaic: Fraction = Field(default=0.0, description="probability that four images make one")
+    mixup: Fraction = Field(default=0.0, description="probability that another image shines through")
+    plain_epochs: NotNegativeInt = Field(default=10, description="at the end, without mosaic and mixup")
 
     def images(self, split: Split) -> Path:
         """Folder of a split's images.
@@ -185,11 +188,22 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """How to train. `lr` is for `batch_size` as it stands; `ema` is the decay, 0 for none."""
+    """How to train.
+
+    `batch_size` counts the images of one optimiser step, over all processes and all `accumulate` parts. `lr` is for
+    batches of `lr_batch_size`; where `batch_size` is another, it is scaled (`engine.schedule.scaled_lr`), unless
+    `lr_batch_size` is null. `ema` is the decay, 0 for none.
+    """
 
     epochs: PositiveInt = 120
     batch_size: Annotated[Int, Field(ge=2)] = 64  # batch norm needs two values on a 1×1 map
+    accumulate: PositiveInt = Field(default=1, description="parts of a batch that go through the network in turn")
     lr: PositiveFloat = 0.05
+    lr_batch_size: PositiveInt | None = Field(default=None, description="the batch that lr is for; null: as it stands")
+    backbone_lr_factor: PositiveFloat = Field(default=1.0, description="the backbone's share of lr")
+    freeze_blocks: NotNegativeInt = Field(default=0, description="first blocks of the backbone that do not learn")
+    frozen_bn: bool = Field(default=False, description="batch norm stays as it starts, statistics, scale and shift")
+    sync_bn: bool = Field(default=False, description="batch norm over the images of all GPUs")
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     momentum: Fraction = 0.9
     weight_decay: NotNegativeFloat = 4e-5
@@ -202,9 +216,15 @@ class TrainConfig(_Section):
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], BeforeValidator(_off)] = "auto"
     seed: NotNegativeInt = 0
     device: str = "auto"
+    compile: bool = Field(default=False, description="torch.compile the backbone")
     eval_every: PositiveInt = Field(
         default=5, description="epochs between validations; the last epoch is always scored"
     )
+    patience: PositiveInt | None = Field(default=None, description="validations without a better AP before it stops")
+    save_minutes: NotNegativeFloat = Field(default=10.0, description="between checkpoints within an epoch")
+    teacher: UserPath | None = Field(default=None, description="a larger detector to learn from")
+    distill_class: NotNegativeFloat = Field(default=1.0, description="weight of the teacher's classes")
+    distill_box: NotNegativeFloat = Field(default=1.0, description="weight of the teacher's boxes")
 
     @model_validator(mode="after")
     def _steps_lie_inside(self) -> TrainConfig:
@@ -222,6 +242,7 @@ class EvalConfig(_Section):
     nms: Fraction = 0.6
     pre_nms: PositiveInt = 1000
     max_detections: PositiveInt = 100
+    scorer: Literal["pycocotools", "faster"] = Field(default="pycocotools", description="who computes AP in training")
 
 
 class Config(_Section):
@@ -231,6 +252,15 @@ class Config(_Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _something_is_mixed(self) -> Config:
+        if (self.data.mosaic or self.data.mixup) and self.data.plain_epochs >= self.train.epochs:
+            raise ValueError(
+                f"data.plain_epochs={self.data.plain_epochs} leaves none of {self.train.epochs} epochs for data.mosaic "
+                "and data.mixup; lower it"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The resolved settings as YAML; loading it gives an equal config."""

@@ -140,7 +140,7 @@ def test_debug_adds_the_traceback(cli: Cli, here: Path) -> None:
 def test_a_missing_package_is_explained_with_the_line_that_installs_it(
     cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("mnet_det.engine.evaluate", "pycocotools.coco"):
+    for name in ("mnet_det.engine.evaluate", "mnet_det.engine.scorers", "pycocotools.coco"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "pycocotools", None)  # importing it fails as if it were not there
     answer = cli("eval", "--detections", "d.json", "--annotations", "a.json")
@@ -267,9 +267,9 @@ def test_resume_auto_starts_where_nothing_is(cli: Cli, config: Path, here: Path)
 
 
 def test_overfit_is_passed_on(cli: Cli, config: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mnet_det.engine import train
+    from mnet_det.engine import overfit, train
 
-    monkeypatch.setattr(train, "OVERFIT_EPOCHS", 4)
+    monkeypatch.setattr(overfit, "OVERFIT_EPOCHS", 4)
     monkeypatch.setattr(train, "OVERFIT_STEPS", 1)
     answer = cli("train", config, "--overfit", "1", "--out", "run")
     assert answer.status == 0, answer.err

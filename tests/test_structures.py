@@ -121,3 +121,29 @@ def test_a_batch_moves_with_its_targets_and_keeps_what_is_not_a_tensor() -> None
     assert moved.targets[0].valid_hw == (240, 320)
     assert moved.image_ids == [139]
     assert batch.images.device.type == "cpu"
+
+
+def test_a_moved_batch_holds_each_image_s_own_boxes() -> None:
+    """All boxes travel together, and images have any number of them."""
+    torch = pytest.importorskip("torch")
+
+    def target(count: int, crowds: int, side: int) -> Target:
+        boxes = torch.arange((count + crowds) * 4, dtype=torch.float32).reshape(-1, 4) + 100 * side
+        return Target(boxes[:count], torch.arange(count) + side, boxes[count:], (side, side + 1))
+
+    targets = [target(2, 0, 1), target(0, 1, 2), target(0, 0, 3), target(3, 2, 4)]
+    images = torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2)
+    moved = Batch(images, targets, image_ids=[5, 6, 7, 8]).to("cpu")
+    assert torch.equal(moved.images, images)
+    assert moved.image_ids == [5, 6, 7, 8]
+    for found, expected in zip(moved.targets, targets, strict=True):
+        assert found.valid_hw == expected.valid_hw
+        for name in ("boxes_xyxy", "labels", "ignored_xyxy"):
+            there, here = getattr(found, name), getattr(expected, name)
+            assert (there.dtype, there.shape) == (here.dtype, here.shape)
+            assert torch.equal(there, here)
+
+
+def test_a_batch_of_no_images_can_be_moved() -> None:
+    torch = pytest.importorskip("torch")
+    assert Batch(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), []).to("meta").targets == []

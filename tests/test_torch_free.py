@@ -12,7 +12,7 @@ import pytest
 from mnet_det.images import write_image
 
 PACKAGE = Path(__file__).parents[1] / "mnet_det"
-TORCH_SIDE = {f"mnet_det.data.{name}" for name in ("augment", "image_cache", "loader", "pixels")}
+TORCH_SIDE = {f"mnet_det.data.{name}" for name in ("augment", "image_cache", "loader", "mix", "pixels")}
 """What of the data is for training alone; the rest are tools for everybody."""
 
 WITHOUT_TORCH = """

@@ -51,33 +51,34 @@ class Augment:
     """A named preset, then the resize that `preprocess` does in scoring and live."""
 
     def __init__(self, preset: Preset, *, network_hw: tuple[int, int], mode: ResizeMode) -> None:
+        self.preset = preset
         self.network_hw = network_hw
         self.mode = mode
-        self._pipeline = A.Compose(
-            _PRESETS[preset]() or [A.NoOp()],
-            bbox_params=A.BboxParams(
-                format="pascal_voc",
-                label_fields=["rows"],
-                clip=True,
-                filter_invalid_bboxes=True,
-                check_each_transform=preset in ("ssd", "ssdlite"),  # a crop refuses boxes that an earlier one cut
-            ),
+        self._pipeline = _pipeline(preset, _PRESETS[preset]())
+        # A mosaic has shrunk its objects already.
+        self._mosaic_pipeline = _pipeline(
+            preset, [step for step in _PRESETS[preset]() if not isinstance(step, A.CropAndPad)]
         )
 
     def __call__(self, image: Image, truth: Truth, *, seed: int) -> Sample:
         """Augment RGB uint8 [H, W, 3] and its boxes; the same seed gives the same sample."""
+        return self._augment(self._pipeline, image, truth, areas(truth.boxes_xyxy), seed)
+
+    def mosaic(self, image: Image, truth: Truth, whole_areas: FloatArray, *, seed: int) -> Sample:
+        """Augment a mosaic: all but zooming out. `whole_areas` [M] are those of its boxes before it cut them."""
+        return self._augment(self._mosaic_pipeline, image, truth, whole_areas, seed)
+
+    def _augment(self, pipeline: A.Compose, image: Image, truth: Truth, whole_areas: FloatArray, seed: int) -> Sample:
         # One stream for all steps: `set_random_seed` would give each its own copy, and so the same coin to every step.
-        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        changed: dict[str, Any] = self._pipeline(
-            image=image, bboxes=truth.boxes_xyxy, rows=np.arange(len(truth.labels))
-        )
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        changed: dict[str, Any] = pipeline(image=image, bboxes=truth.boxes_xyxy, rows=np.arange(len(truth.labels)))
         image = changed["image"]
         resize = plan_resize((image.shape[0], image.shape[1]), self.network_hw, self.mode)
         left_xyxy = np.asarray(changed["bboxes"], np.float32).reshape(-1, 4)
         boxes_xyxy = resize.apply(left_xyxy)
         rows = np.asarray(changed["rows"]).astype(np.int64)  # of `truth`, for each box that is left
         # Albumentations' own threshold would drop crowds too, and what is left of a crowd is still not background.
-        visible = _areas(left_xyxy) >= MIN_VISIBLE * _areas(truth.boxes_xyxy[rows])
+        visible = areas(left_xyxy) >= MIN_VISIBLE * whole_areas[rows]
         large = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= MIN_SIDE_PX).all(axis=1)
         crowd = truth.crowd[rows]
         kept = visible & large & ~crowd
@@ -90,17 +91,30 @@ class Augment:
         )
 
 
+def areas(boxes_xyxy: FloatArray) -> FloatArray:
+    """Areas [N] of boxes [N, 4]; no preset scales pixels, so they compare before and after."""
+    products: FloatArray = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
+    return products
+
+
+def _pipeline(preset: Preset, steps: list[Any]) -> A.Compose:
+    return A.Compose(
+        steps or [A.NoOp()],
+        bbox_params=A.BboxParams(
+            format="pascal_voc",
+            label_fields=["rows"],
+            clip=True,
+            filter_invalid_bboxes=True,
+            check_each_transform=preset in ("ssd", "ssdlite"),  # a crop refuses boxes that an earlier one cut
+        ),
+    )
+
+
 def _channels_first(image: Image) -> NDArray[np.uint8]:
     """[H, W, 3] to [3, H, W], four times as fast as a copy of the transposed array."""
     planes = np.empty((image.shape[2], *image.shape[:2]), np.uint8)
     cv2.split(image, list(planes))  # writes into them
     return planes
-
-
-def _areas(boxes_xyxy: FloatArray) -> FloatArray:
-    """Areas [N] of boxes [N, 4]; no preset scales pixels, so they compare before and after."""
-    areas: FloatArray = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
-    return areas
 
 
 def _flip() -> list[Any]:

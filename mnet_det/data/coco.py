@@ -150,6 +150,10 @@ class CocoData:
             raise DataError(f"{self.folder}: none of its {len(self)} images has an object in it")
         return self._select(wanted)
 
+    def part(self, rank: int, size: int) -> CocoData:
+        """Every `size`-th image from number `rank` on: the parts of all ranks hold each image once."""
+        return self._select(np.arange(rank, len(self), size))
+
     def without(self, faults: Iterable[Fault]) -> CocoData:
         """All images but those that have one of these faults."""
         image_ids = np.array([fault.image_id for fault in faults if fault.image_id is not None], np.int64)

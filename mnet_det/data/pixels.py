@@ -34,6 +34,12 @@ class Pixels(Protocol):
         """
 
 
+def wanted_hw(network_hw: tuple[int, int], *, preset: Preset) -> tuple[int, int]:
+    """The network's size with the preset's margin."""
+    height, width = (round(side * MARGINS[preset]) for side in network_hw)
+    return height, width
+
+
 def needed_hw(
     source_hw: tuple[int, int], *, preset: Preset, network_hw: tuple[int, int], mode: ResizeMode
 ) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from mnet_det.weights import SUFFIXES as PUBLISHED_SUFFIXES
 from mnet_det.weights import read_published
 from mnet_det.weights.published import Kind
 
-FORMAT = 2
+FORMAT = 3
+READ_FORMATS = (2, 3)
+"""Of the first, all but what a run needs to go on."""
 RUN_CHECKPOINTS = ("best", "last", "previous")
 """Names that every run gives its checkpoints; the run's own is its folder's."""
 
@@ -81,7 +84,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; `path` is always whole.
+    """Write a checkpoint; `path` is always whole, even if the power goes.
 
     Raises:
         MnetDetError: the disk is full or the folder cannot be written; what was at `path` is still there.
@@ -101,13 +104,36 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             torch.save(content, temporary)
         except RuntimeError as error:  # how torch reports a full disk
             raise OSError(str(error).splitlines()[0]) from error
+        with temporary.open("rb+") as file:  # else the name could reach the disk before the content does
+            os.fsync(file.fileno())
+
+
+def load_resumable(path: Path) -> tuple[Checkpoint, Path, str | None]:
+    """A checkpoint to go on from; of a damaged `last.pt`, the `previous.pt` beside it.
+
+    Returns:
+        The checkpoint, its file, and what was wrong with the other one, if anything.
+
+    Raises:
+        CheckpointError: neither can be read.
+    """
+    try:
+        return load_checkpoint(path), path, None
+    except CheckpointError as error:
+        previous = path.with_name("previous.pt")
+        if path.name != "last.pt" or not previous.exists():
+            raise
+        try:
+            return load_checkpoint(previous), previous, str(error)
+        except CheckpointError as other:
+            raise CheckpointError(f"{error}; nor can the one before it be read: {other}") from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: missing, damaged, or not a checkpoint of mnet-det.
+        CheckpointError: missing, damaged, or not a checkpoint of mnet-det; one that would run code is not loaded.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # as torch.save writes it; torch.load leaves the checksums unread
@@ -116,17 +142,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):  # torch's word for anything but tensors and plain values
+            raise CheckpointError(
+                f"{path}: holds more than tensors and plain values, which could run code as it is loaded; refused. No "
+                "checkpoint of mnet-det does: get it again from where it came from"
+            ) from None
+        raise CheckpointError(f"{path}: not a checkpoint that can be read; is the file whole?") from None
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint that can be read ({reason[:120]}); is the file whole?"
         ) from None
     if not isinstance(content, dict) or "mnet_det" not in content:
         raise CheckpointError(f"{path}: not a checkpoint of mnet-det; expected one written by `mnet-det train`")
-    if content["mnet_det"] != FORMAT:
+    if content["mnet_det"] not in READ_FORMATS:
         raise CheckpointError(
-            f"{path}: format {content['mnet_det']}, this version reads {FORMAT}; use the version that wrote it, or "
-            "train it again"
+            f"{path}: format {content['mnet_det']}, this version reads {' and '.join(map(str, READ_FORMATS))}; use the "
+            "version that wrote it, or train it again"
         )
     try:
         return Checkpoint(

@@ -1,23 +1,22 @@
-"""AP: pycocotools' COCOeval is the only judge."""
+"""AP: detecting in a whole data set, alone or as one of several processes, and what COCOeval says of it."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from mnet_det.data.coco import CocoData, read_coco_json, to_results
 from mnet_det.data.faults import Fault
-from mnet_det.errors import DataError, ImageError
+from mnet_det.engine import scorers
+from mnet_det.engine.distributed import ALONE, World
+from mnet_det.engine.scorers import Scorer
+from mnet_det.errors import DataError, ImageError, MnetDetError
 from mnet_det.runtime.predictor import Predictor
 from mnet_det.structures import Detections, Image
 
@@ -39,6 +38,7 @@ NUMBERS = (
 READERS = 2
 READ_AHEAD = 16
 """Images that are under way at a time: some being read, some in the network. More where the engine wants more."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,16 @@ def detect_all(
             )
 
 
-def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Scores:
+def score_results(
+    results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any], *, scorer: Scorer = "pycocotools"
+) -> Scores:
     """Let COCOeval judge results against COCO annotations (as `read_coco_json` gives them).
 
-    No detections give AP 0; pycocotools itself fails on an empty list.
+    No detections give AP 0. The scorers give the same numbers.
 
     Raises:
-        DataError: a result is about an image that the annotations lack.
+        DataError: a result is about an image that the annotations lack, or none has a category of theirs.
+        MissingPackageError: the scorer is not installed.
     """
     image_ids = {image["id"] for image in truth["images"]}
     strangers = {result["image_id"] for result in results} - image_ids
@@ -131,57 +134,112 @@ def score_results(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]
             f"none of the detections has a category of the annotations: theirs are such as "
             f"{results[0]['category_id']}, expected one of {', '.join(map(str, sorted(known)[:5]))} …"
         )
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge = _coco(truth)
-        found = judge.loadRes([dict(result) for result in results]) if results else _coco({**truth, "annotations": []})
-        evaluation = COCOeval(judge, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    verdict = scorers.judge(results, truth, scorer=scorer)
     names = {category["id"]: category["name"] for category in truth["categories"]}
-    precision = evaluation.eval["precision"]  # [IoU, recall, class, area, max detections]
     per_class = {
-        names[category_id]: _mean(precision[:, :, index, 0, -1])
-        for index, category_id in enumerate(evaluation.params.catIds)
+        names[category_id]: _mean(verdict.precision[:, :, index, 0, -1])
+        for index, category_id in enumerate(verdict.category_ids)
     }
-    numbers = {
-        name: None if value == -1 else float(value) for name, value in zip(NUMBERS, evaluation.stats, strict=True)
-    }
+    numbers = {name: None if value == -1 else float(value) for name, value in zip(NUMBERS, verdict.stats, strict=True)}
     return Scores(numbers, per_class, images=len(image_ids), detections=len(results))
 
 
 def evaluate(
-    predictor: Predictor, data: CocoData, annotations: Path, *, batch_size: int | None = None
+    predictor: Predictor,
+    data: CocoData,
+    annotations: Path,
+    *,
+    batch_size: int | None = None,
+    scorer: Scorer = "pycocotools",
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """Detect in all images of `data` and score against its annotation file.
 
     Returns:
         The scores, and the COCO results they were computed from.
     """
-    return score_model(predictor, data, restrict(read_coco_json(annotations), data), batch_size=batch_size)
+    truth = restrict(read_coco_json(annotations), data)
+    return score_model(predictor, data, truth, batch_size=batch_size, scorer=scorer)
 
 
 def score_model(
-    predictor: Predictor, data: CocoData, truth: Mapping[str, Any], *, batch_size: int | None = None
+    predictor: Predictor,
+    data: CocoData,
+    truth: Mapping[str, Any],
+    *,
+    batch_size: int | None = None,
+    scorer: Scorer = "pycocotools",
+    world: World = ALONE,
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """As `evaluate`, with the annotations already read: `truth` as `restrict` gives it.
 
-    Images that cannot be used are not scored. What COCOeval gets has the model's order of classes, so that AP does not
-    depend on the data's ids, not even in the last digit.
+    Each process of `world` detects in its share of the images, the first one scores, and all return, or raise, the
+    same. Images that cannot be used are not scored.
 
     Raises:
         DataError: as `detect_all`, or more than half of the images cannot be used.
+        MissingPackageError: the scorer is not installed.
     """
-    found = list(detect_all(predictor, data, batch_size=batch_size))
+    found = _detect_sharded(predictor, data, batch_size=batch_size, scorer=scorer, world=world)
     left_out = tuple(entry for entry in found if isinstance(entry, Fault))
     if 2 * len(left_out) > len(data):
         raise DataError(f"{len(left_out)} of {len(data)} images cannot be used, such as {left_out[0]}")
     results = [result for entry in found if not isinstance(entry, Fault) for result in entry]
-    joined = join_classes(predictor.class_names, data)
-    number_of = {own: label for label, own in enumerate(joined, start=1) if own is not None}
+    used = data.without(left_out)
+
+    def score() -> Scores:
+        return _score_joined(results, restrict(truth, used), join_classes(predictor.class_names, data), scorer=scorer)
+
+    scores = _reveal(world.share(_attempt(score) if world.is_first else None))
+    return replace(scores, left_out=left_out), results
+
+
+def _detect_sharded(
+    predictor: Predictor, data: CocoData, *, batch_size: int | None, scorer: Scorer, world: World
+) -> list[list[dict[str, Any]] | Fault]:
+    """As `detect_all`, each process a part of the images; all of them on every process, in the order of the data."""
+
+    def detect() -> list[list[dict[str, Any]] | Fault]:
+        scorers.require(scorer)
+        join_classes(predictor.class_names, data)  # the part may lack boxes of the classes that the model does not know
+        return list(detect_all(predictor, data.part(world.rank, world.size), batch_size=batch_size))
+
+    parts = [_reveal(part) for part in world.gather(_attempt(detect))]
+    return [parts[index % world.size][index // world.size] for index in range(len(data))]
+
+
+def _attempt(action: Callable[[], Result]) -> Result | MnetDetError:
+    """What an action gives, or the fault it ends in: the other processes wait for an answer, and must learn of it.
+
+    Any other error ends the process, and its end ends the waiting.
+    """
+    try:
+        return action()
+    except MnetDetError as fault:
+        return fault
+
+
+def _reveal(outcome: Result | MnetDetError) -> Result:
+    """What `_attempt` hid."""
+    if isinstance(outcome, MnetDetError):
+        raise outcome
+    return outcome
+
+
+def _score_joined(
+    results: Sequence[Mapping[str, Any]],
+    truth: Mapping[str, Any],
+    category_ids: Sequence[int | None],
+    *,
+    scorer: Scorer,
+) -> Scores:
+    """Score with the classes in the model's order, whose ids in the data are given.
+
+    So AP does not depend on the data's ids, not even in the last digit.
+    """
+    number_of = {own: label for label, own in enumerate(category_ids, start=1) if own is not None}
     judged = [{**result, "category_id": number_of[result["category_id"]]} for result in results]
-    scores = score_results(judged, _renumber(restrict(truth, data.without(left_out)), number_of))
-    return replace(scores, classes_left_out=joined.count(None), left_out=left_out), results
+    scores = score_results(judged, _renumber(truth, number_of), scorer=scorer)
+    return replace(scores, classes_left_out=list(category_ids).count(None))
 
 
 def _renumber(truth: Mapping[str, Any], number_of: Mapping[int, int]) -> dict[str, Any]:
@@ -225,14 +283,6 @@ def join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]
         )
     id_of = dict(zip(data.class_names, data.category_ids, strict=True))
     return [id_of.get(name) for name in class_names]  # None too where the data only took the name over
-
-
-def _coco(content: Mapping[str, Any]) -> COCO:
-    coco = COCO()
-    # COCOeval writes into the annotations it judges by
-    coco.dataset = {"info": {}, **content, "annotations": [dict(annotation) for annotation in content["annotations"]]}
-    coco.createIndex()
-    return coco
 
 
 def _mean(precision: np.ndarray) -> float | None:

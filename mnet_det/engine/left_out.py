@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mnet_det.data.faults import KINDS, Fault, count_kinds
+from mnet_det.engine.distributed import ALONE, World
 from mnet_det.files import write_json
 
 LINES = 10
@@ -17,15 +18,20 @@ LINES = 10
 
 
 class LeftOut:
-    """The list `left_out.json` of a run folder; nothing is written while nothing is left out."""
+    """The list `left_out.json` of a run folder; nothing is written while nothing is left out.
 
-    def __init__(self, out: Path, console: Console, *, resumed: bool = False) -> None:
+    Of several processes the first one writes; it is told what the others met by `exchange`.
+    """
+
+    def __init__(self, out: Path, console: Console, *, resumed: bool = False, world: World = ALONE) -> None:
         """Begin the list, or go on with that of a run that is resumed."""
         self._path = out / "left_out.json"
         self._console = console
+        self._world = world
+        self._met: list[Fault] = []
         self._listed = _read(self._path) if resumed else {}
         self._lines = 0
-        if not resumed:
+        if world.is_first and not resumed:
             self._path.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
 
     def add(self, faults: Iterable[Fault]) -> None:
@@ -34,6 +40,9 @@ class LeftOut:
         Raises:
             MnetDetError: the list cannot be written.
         """
+        if not self._world.is_first:
+            self._met += faults
+            return
         new = {str(fault): fault for fault in faults if str(fault) not in self._listed}
         if not new:
             return
@@ -45,6 +54,12 @@ class LeftOut:
             self._say(f"left out: {counts}, such as {next(iter(new))}; listed in {self._path}")
         if self._lines == LINES:
             self._say(f"more that is left out is only listed in {self._path}")
+
+    def exchange(self) -> None:
+        """List what the other processes met; all of them call this together."""
+        met, self._met = self._world.gather(self._met), []
+        if self._world.is_first:
+            self.add(fault for faults in met for fault in faults)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from mnet_det.data import open_data
 from mnet_det.data.augment import Augment
 from mnet_det.data.coco import CocoData
 from mnet_det.data.loader import TrainingSamples, collate, make_batch
+from mnet_det.data.mix import plan_mix
 from mnet_det.draw import draw_boxes, draw_detections, draw_ignored, make_grid
 from mnet_det.preprocess import plan_resize, resize_pixels
 from mnet_det.runtime.predictor import Predictor
@@ -50,7 +51,7 @@ def picture_predictions(predictor: Predictor, data: CocoData, *, count: int = MA
 
 
 def browse_samples(config: Config) -> Image:
-    """A grid of training samples as `data.augment` makes them, each image twice to show what changes.
+    """A grid of training samples as the first two epochs see them, each image twice to show what changes.
 
     Raises:
         ConfigError: see `open_data`.
@@ -58,7 +59,8 @@ def browse_samples(config: Config) -> Image:
     """
     data = open_data(config.data, "train")
     augment = Augment(config.data.augment, network_hw=config.model.input_hw, mode=config.model.resize)
-    samples = TrainingSamples(data, augment, seed=config.train.seed)
+    mix = plan_mix(config.data, epochs=config.train.epochs)
+    samples = TrainingSamples(data, augment, seed=config.train.seed, mix=mix)
     draws = [samples[epoch, index] for index in _worth_showing(data) for epoch in range(2)]
     return picture_batch(make_batch(*collate(draws)), data.class_names)
 

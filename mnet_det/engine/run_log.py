@@ -17,7 +17,11 @@ Row = dict[str, float | None]
 class RunLog:
     """Write rows as they come. A resumed run goes on after the rows of the epochs that it keeps."""
 
-    def __init__(self, folder: Path, *, first_epoch: int = 0) -> None:
+    def __init__(self, folder: Path, *, first_epoch: int = 0, enabled: bool = True) -> None:
+        """Go on after the first epochs; of several processes, all but one are not `enabled` and write nothing."""
+        self._enabled = enabled
+        if not enabled:
+            return
         self._path = folder / "metrics.csv"
         self._rows = [row for row in _read_rows(self._path) if int(row["epoch"]) <= first_epoch]
         # purge_step hides the points of epochs that are trained again
@@ -29,10 +33,13 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._curves.close()
+        if self._enabled:
+            self._curves.close()
 
     def write(self, epoch: int, row: Row) -> None:
         """Add the numbers of one epoch (counted from 1); None leaves the cell empty."""
+        if not self._enabled:
+            return
         self._rows.append({"epoch": str(epoch)} | {k: "" if v is None else f"{v:.6g}" for k, v in row.items()})
         columns = list(dict.fromkeys(name for written in self._rows for name in written))
         with whole_file(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -18,6 +18,7 @@ from mnet_det.errors import CheckpointError, ConfigError
 from mnet_det.models import tap_names
 from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNAct
+from mnet_det.models.losses import SIGMOID_LOSSES
 from mnet_det.models.unfold import unfold_batch_norm
 from mnet_det.weights.timm import fetch_timm
 
@@ -157,10 +158,10 @@ def unfold(detector: Detector, start: Start, batches: Iterable[Tensor]) -> int:
 class _ClassRows:
     """How the rows of class layers, one for each anchor's background and classes, come from another detector.
 
-    Where both name the same classes in the same order and are trained with the same loss, they are taken as they are.
-    Else rows of the same name are copied. From sigmoids to a softmax, the background's row becomes 0: then softmax
-    gives e^l / (1 + Σ e^l), which is close to sigmoid(l) where the other classes are unlikely. The other way, the
-    background's row is subtracted from each.
+    Where both name the same classes in the same order and read them alike, by sigmoids or by a softmax, they are taken
+    as they are. Else rows of the same name are copied. From sigmoids to a softmax, the background's row becomes 0: then
+    softmax gives e^l / (1 + Σ e^l), which is close to sigmoid(l) where the other classes are unlikely. The other way,
+    the background's row is subtracted from each.
     """
 
     def __init__(self, class_names: Sequence[str], class_loss: str, checkpoint: Checkpoint) -> None:
@@ -170,10 +171,11 @@ class _ClassRows:
             if name in checkpoint.class_names
         ]
         self.columns_here, self.columns_there = len(class_names) + 1, len(checkpoint.class_names) + 1
-        self.loss_here, self.loss_there = class_loss, checkpoint.config.model.class_loss
+        loss_there = checkpoint.config.model.class_loss
+        self.sigmoid_here, self.sigmoid_there = (loss in SIGMOID_LOSSES for loss in (class_loss, loss_there))
         same_classes = tuple(class_names) == checkpoint.class_names
-        self.as_they_are = same_classes and self.loss_here == self.loss_there
-        converted = "" if self.loss_here == self.loss_there else f", from {self.loss_there} to {self.loss_here} loss"
+        self.as_they_are = same_classes and self.sigmoid_here == self.sigmoid_there
+        converted = "" if self.sigmoid_here == self.sigmoid_there else f", from {loss_there} to {class_loss} loss"
         self.reason = (
             f"turned{converted.removeprefix(',')}"
             if same_classes
@@ -192,9 +194,9 @@ class _ClassRows:
         there = theirs.to(ours).unflatten(0, (-1, self.columns_there))
         background = there[:, :1]
         mine, other = ([label + 1 for label in side] for side in zip(*self.pairs, strict=True))
-        if self.loss_here == self.loss_there:
+        if self.sigmoid_here == self.sigmoid_there:
             here[:, :1], here[:, mine] = background, there[:, other]
-        elif self.loss_here == "softmax":
+        elif self.sigmoid_there:
             here[:, :1], here[:, mine] = torch.zeros_like(background), there[:, other]
         else:
             here[:, mine] = there[:, other] - background

@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from mnet_det.config import Config
 from mnet_det.data.coco import CocoData
 from mnet_det.engine.checkpoint import Checkpoint, save_checkpoint
-from mnet_det.engine.schedule import build_optimizer, build_schedule
+from mnet_det.engine.freeze import freeze
+from mnet_det.engine.schedule import build_optimizer
 from mnet_det.engine.start import plain
 from mnet_det.errors import CheckpointError
 from mnet_det.files import whole_file
 from mnet_det.models import build_detector, tap_names
 from mnet_det.models.detector import Detector
 
-KEPT_SETTINGS = ("optimizer", "lr", "momentum", "weight_decay", "batch_size")
+KEPT_SETTINGS = (
+    "optimizer",
+    "lr",
+    "lr_batch_size",
+    "backbone_lr_factor",
+    "freeze_blocks",
+    "momentum",
+    "weight_decay",
+    "batch_size",
+)
 """Settings of `train` that a run keeps to its end: the optimiser's state brings its own, the schedule counts steps."""
 
 
 @dataclass
 class State:
-    """Detector, its running average, optimiser, schedule, loss scaler, and how far the run has come."""
+    """Detector, its running average, optimiser, loss scaler, and how far the run has come.
+
+    What is random in a step, and its learning rate, follow from seed and position alone, so that neither is here.
+
+    Attributes:
+        detector: the weights that learn.
+        average: their running average, if the run has one.
+        optimizer: with its momenta.
+        scaler: of the loss, for fp16.
+        steps_per_epoch: optimiser steps.
+        epoch: whole epochs behind.
+        step: steps of the next one that are behind.
+        skipped: of these, how many were skipped.
+        sums: each loss term, summed over the steps of this epoch that were not skipped.
+        best_ap: of all validations, -1 before the first.
+        stale: validations since then.
+    """
 
     detector: Detector
     average: AveragedModel | None
     optimizer: Optimizer
-    schedule: LambdaLR
     scaler: torch.amp.GradScaler
     steps_per_epoch: int
     epoch: int = 0
+    step: int = 0
+    skipped: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
     best_ap: float = -1.0
+    stale: int = 0
 
     @property
     def to_score(self) -> Detector:
@@ -49,44 +78,71 @@ class State:
         assert isinstance(averaged, Detector)
         return averaged
 
+    @property
+    def position(self) -> int:
+        """Steps behind, of all epochs."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def count(self, losses: dict[str, Tensor] | None) -> None:
+        """One step more, of which these were the loss terms; None if it was skipped."""
+        self.step += 1
+        if losses is None:
+            self.skipped += 1
+            return
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def end_epoch(self) -> None:
+        """Stand at the beginning of the next one."""
+        self.epoch, self.step, self.skipped, self.sums = self.epoch + 1, 0, 0, {}
+
 
 def start_state(
     config: Config, *, num_classes: int, steps_per_epoch: int, device: torch.device, scale_loss: bool
 ) -> State:
-    """Random weights and fresh everything; `scale_loss` for fp16."""
+    """Random weights and fresh everything; `scale_loss` for fp16.
+
+    Raises:
+        ConfigError: see `build_detector` and `freeze`.
+    """
     detector = build_detector(config.model, num_classes=num_classes).to(device)
     detector = detector.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(detector, config.train)
+    average = _average(detector, decay=config.train.ema) if config.train.ema else None
+    freeze(detector, blocks=config.train.freeze_blocks, batch_norm=config.train.frozen_bn)
     return State(
         detector=detector,
-        average=_average(detector, decay=config.train.ema) if config.train.ema else None,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, config.train, steps_per_epoch=steps_per_epoch),
+        average=average,
+        optimizer=build_optimizer(detector, config.train),
         scaler=torch.amp.GradScaler(device.type, enabled=scale_loss),
         steps_per_epoch=steps_per_epoch,
     )
 
 
-def save_state(state: State, config: Config, data: CocoData, out: Path, *, best: bool) -> None:
-    """Write `last.pt` (the one before it becomes `previous.pt`) and, where it is the best yet, `best.pt`."""
-    weights = state.to_score.state_dict()
+def save_state(state: State, config: Config, data: CocoData, out: Path) -> None:
+    """Write `last.pt`; the one before it becomes `previous.pt`."""
     training = {
         "detector": state.detector.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "schedule": state.schedule.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "epoch": state.epoch,
-        "best_ap": state.best_ap,
         "steps_per_epoch": state.steps_per_epoch,
+        "epoch": state.epoch,
+        "step": state.step,
+        "skipped": state.skipped,
+        "sums": state.sums,
+        "best_ap": state.best_ap,
+        "stale": state.stale,
     }
-    if best:  # first: once last.pt knows the best AP, nothing would write this again
-        save_checkpoint(out / "best.pt", Checkpoint(config, data.class_names, data.known_ids, weights))
     last = out / "last.pt"
-    if last.exists():  # copied, not renamed: a run that is killed here still has its last.pt
+    if last.exists():  # linked or copied, not renamed: a run that is killed here still has its last.pt
         with whole_file(out / "previous.pt") as temporary:
-            shutil.copyfile(last, temporary)
-    save_checkpoint(last, Checkpoint(config, data.class_names, data.known_ids, weights, training))
+            _link(last, temporary)
+    save_checkpoint(last, _checkpoint(state, config, data, training))
+
+
+def save_best(state: State, config: Config, data: CocoData, out: Path) -> None:
+    """Write `best.pt`, which has the weights to detect with and nothing else."""
+    save_checkpoint(out / "best.pt", _checkpoint(state, config, data, None))
 
 
 def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: CocoData, *, source: Path) -> None:
@@ -99,6 +155,11 @@ def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: Co
     if saved is None:
         raise CheckpointError(
             f"{source}: holds weights only; resume from last.pt, or start from it with model.init={source}"
+        )
+    if "step" not in saved:
+        raise CheckpointError(
+            f"{source}: an earlier version of mnet-det wrote it, which this one cannot go on from; start from its "
+            f"weights with model.init={source}"
         )
     if checkpoint.class_names != data.class_names:
         raise CheckpointError(
@@ -121,11 +182,24 @@ def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: Co
     if state.average is not None:
         state.average.load_state_dict(saved["average"])
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.schedule.load_state_dict(saved["schedule"])
     if saved["scaler"]:  # empty from a run that did not scale its loss
         state.scaler.load_state_dict(saved["scaler"])
-    state.epoch = saved["epoch"]
-    state.best_ap = saved["best_ap"]
+    device = next(state.detector.parameters()).device
+    state.sums = {name: value.to(device) for name, value in saved["sums"].items()}
+    state.epoch, state.step, state.skipped = saved["epoch"], saved["step"], saved["skipped"]
+    state.best_ap, state.stale = saved["best_ap"], saved["stale"]
+
+
+def _checkpoint(state: State, config: Config, data: CocoData, training: dict[str, Any] | None) -> Checkpoint:
+    return Checkpoint(config, data.class_names, data.known_ids, state.to_score.state_dict(), training)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy of it where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _kept_settings(config: Config) -> dict[str, Any]:
@@ -142,11 +216,10 @@ def _average(detector: Detector, *, decay: float) -> AveragedModel:
     def update(averaged: Any, current: Any, updates: Tensor | int) -> None:
         count = int(updates)
         weight = 1 - min(decay, (1 + count) / (10 + count))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, weight)
-            else:
-                mean.copy_(value)
+        if averaged[0].is_floating_point():  # it comes with all tensors of one type at a time
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
 
     return AveragedModel(detector, multi_avg_fn=update, use_buffers=True)
 

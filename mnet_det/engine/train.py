@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from mnet_det.cache import cache_folder
-from mnet_det.config import Config, ModelConfig, Split
+from mnet_det.config import Config, Split
 from mnet_det.data import open_data
 from mnet_det.data.annotations import nothing_to_learn
-from mnet_det.data.augment import Preset
 from mnet_det.data.coco import CocoData, read_coco_json, refuse_fatal
-from mnet_det.data.faults import Fault
 from mnet_det.data.image_cache import open_cache
-from mnet_det.data.loader import EpochBatches, ScoringBatches, make_loader
+from mnet_det.data.loader import Batches, EpochBatches
+from mnet_det.data.mix import plan_mix
 from mnet_det.data.pixels import Pixels
-from mnet_det.doctor import usable_cores
-from mnet_det.engine.checkpoint import Checkpoint, load_checkpoint
-from mnet_det.engine.evaluate import Scores, restrict, score_model
+from mnet_det.engine.anchor_reach import MOST_UNREACHED, measure_reach
+from mnet_det.engine.checkpoint import Checkpoint, load_resumable
+from mnet_det.engine.device import autocast, autocast_type, pick_device
+from mnet_det.engine.distributed import ALONE, World
+from mnet_det.engine.evaluate import Scores, restrict
+from mnet_det.engine.freeze import train_mode
+from mnet_det.engine.guard import Guard
 from mnet_det.engine.left_out import LeftOut
-from mnet_det.engine.pictures import picture_batch, picture_predictions
+from mnet_det.engine.objective import Objective, share_gradients, without_sharing
+from mnet_det.engine.overfit import OVERFIT_STEPS, overfit_config
+from mnet_det.engine.pictures import picture_batch
 from mnet_det.engine.run_log import Row, RunLog
+from mnet_det.engine.schedule import lr_factor, scaled_lr, set_lr
 from mnet_det.engine.start import adopt_needs, open_start, start_from, unfold
-from mnet_det.engine.state import State, restore_state, save_state, start_state
-from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
-from mnet_det.errors import ConfigError, MnetDetError
-from mnet_det.files import write_text
+from mnet_det.engine.state import State, restore_state, save_best, save_state, start_state
+from mnet_det.engine.teacher import open_teacher
+from mnet_det.engine.validate import rehearse_scoring, score, training_loader, validation_loss
+from mnet_det.errors import ConfigError
+from mnet_det.files import remove_unfinished, write_text
 from mnet_det.images import write_image
-from mnet_det.runtime.predictor import Predictor
+from mnet_det.interrupt import Stopped, StopWish
+from mnet_det.models.ssd import SSD
 from mnet_det.structures import Batch
 
-OVERFIT_EPOCHS, OVERFIT_STEPS = 16, 25
-"""How many epochs `--overfit` trains, and of how many steps each, however few the images."""
-OVERFIT_REGIONS = 24
-"""How many regions of each image the paper's Faster R-CNN learns from then, each a run of two blocks on 14×14 cells."""
 UNFOLD_IMAGES = 64
 """Training images on which folded batch norm is measured."""
-UNFOLD_TOGETHER, SCORE_TOGETHER = 4, 4
-"""Images that go through a network at a time while it is unfolded, and while Faster R-CNN is scored."""
+UNFOLD_TOGETHER = 4
+"""Images that go through a network at a time while it is unfolded."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +66,82 @@ class TrainResult:
     scores: Scores
 
 
+@dataclass
+class Run:
+    """What stays the same while a run goes on, and when it last saved.
+
+    Attributes:
+        objective: the detector's losses; its gradients are those of all processes.
+        loader: gives the parts of one batch after another that go through this process.
+        rehearse_scoring: fails where scoring would fail after the first epochs.
+    """
+
+    config: Config
+    out: Path
+    data: CocoData
+    device: torch.device
+    world: World
+    console: Console
+    wish: StopWish
+    objective: nn.Module
+    loader: Batches
+    batches: EpochBatches
+    guard: Guard
+    rehearse_scoring: Callable[[], None]
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def save(self, state: State) -> None:
+        """Write `last.pt`; the others wait for it, so that no one ends the run meanwhile."""
+        if self.world.is_first:
+            save_state(state, self.config, self.data, self.out)
+        self.saved_at = time.monotonic()
+        self.world.wait()
+
+    @property
+    def must_save(self) -> bool:
+        """Whether so much time has passed that it would be a pity to lose it."""
+        return time.monotonic() - self.saved_at >= 60 * self.config.train.save_minutes
+
+
 def train(
-    config: Config, *, out: Path, resume: Path | None = None, overfit: int | None = None, console: Console | None = None
+    config: Config,
+    *,
+    out: Path,
+    resume: Path | None = None,
+    overfit: int | None = None,
+    console: Console | None = None,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train a detector and score it.
 
     The run folder gets the resolved config, `metrics.csv`, TensorBoard curves, pictures, and the checkpoints
-    `last.pt`, `previous.pt` and `best.pt`.
+    `last.pt`, `previous.pt` and `best.pt`. A run that goes on from `last.pt` ends as if it had never ended before.
 
     Args:
         config: all settings.
         out: the run folder, made if missing. One that holds a run is not started over.
-        resume: a checkpoint (`last.pt`) to go on from.
+        resume: a checkpoint (`last.pt`) to go on from; if it is damaged, the `previous.pt` beside it.
         overfit: train on this many images and score on the same ones, without augmentation and averaging. A detector
             that cannot learn them by heart has a fault in its data or settings.
         console: where progress is shown; nowhere unless given.
+        world: the processes that train together, each of which calls this.
 
     Raises:
         ConfigError: a setting that this machine or these data cannot follow, or `out` holds another run.
         DataError: the data have a fault that `mnet-det check` calls fatal, or the validation has classes of its own.
         CheckpointError: `resume` or `model.init` does not fit.
+        MnetDetError: the loss was not finite several times in a row, or nothing can be written.
+        Stopped: a signal asked to end; what was done is saved.
     """
-    console = console or Console(quiet=True)
-    _require_own_folder(out, resume)
-    device = pick_device(config.train.device)
+    if console is None or not world.is_first:
+        console = Console(quiet=True)
+    if world.is_first:
+        _require_own_folder(out, resume)
+    device = pick_device(config.train.device, world)
     torch.manual_seed(config.train.seed)
     config = config if overfit is None else overfit_config(config, images=overfit)
-    origin = _origin(config, resume, console)
+    _require_equal_parts(config, device, world)
+    origin, source = world.share(_origin(config, resume, console) if world.is_first else None)
     if origin is not None:
         config, notes = adopt_needs(config, origin)
         if notes:
@@ -102,107 +156,98 @@ def train(
     truth = restrict(read_coco_json(config.data.annotations(val_split)), val_data)
     # A few images make an epoch of few steps; visited often enough, they make as many as bookkeeping is worth.
     passes = 1 if overfit is None else math.ceil(OVERFIT_STEPS * config.train.batch_size / len(data))
-    batches = EpochBatches(len(data), batch_size=config.train.batch_size, seed=config.train.seed, passes=passes)
-    left_out = LeftOut(out, console, resumed=resume is not None)
-    loader = _loader(
+    batches = EpochBatches(
+        len(data),
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        passes=passes,
+        rank=world.rank,
+        processes=world.size,
+        accumulate=config.train.accumulate,
+    )
+    left_out = LeftOut(out, console, resumed=resume is not None, world=world)
+    loader = training_loader(
         data,
         batches,
         config,
         device,
         preset=config.data.augment,
         pixels=_cached_pixels(config, data, console) if config.data.cache else None,
+        mix=plan_mix(config.data, epochs=config.train.epochs),
         say=lambda fault: left_out.add([fault]),
+        say_line=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
     )
     state = start_state(
         config,
         num_classes=len(data.class_names),
-        steps_per_epoch=len(batches),
+        steps_per_epoch=batches.steps,
         device=device,
-        scale_loss=_autocast_type(config, device) is torch.float16,
+        scale_loss=autocast_type(config.train, device) is torch.float16,
     )
     if origin is not None and resume is not None:
-        restore_state(state, origin, config, data, source=resume)
+        restore_state(state, origin, config, data, source=source)
     elif origin is not None:
         _start(state, origin, config, data, loader, console)
     del origin  # as large as the run's own state, and of no more use
     if state.epoch >= config.train.epochs:
         raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
-    write_text(out / "config.yaml", config.to_yaml())
-    console.print(_header(config, data, val_data, device), highlight=False)
-    left_out.add([*data.left_out, *val_data.left_out])
-
-    with RunLog(out, first_epoch=state.epoch) as log:
-        while state.epoch < config.train.epochs:
-            batches.epoch = state.epoch
-            row = _train_epoch(state, loader, config, device, console, out, data.class_names)
-            state.epoch += 1
-            best = False
-            if state.epoch % config.train.eval_every == 0 or state.epoch == config.train.epochs:
-                scores = _score(state, data, val_data, truth, config, out)
-                left_out.add(scores.left_out)
-                val_data = val_data.without(scores.left_out)
-                row["val_loss"] = _validation_loss(state, val_data, config, device)
-                row |= {"AP": scores.numbers["AP"], "AP50": scores.numbers["AP50"]}
-                best = scores.ap > state.best_ap
-                state.best_ap = max(scores.ap, state.best_ap)
-            log.write(state.epoch, row)  # before the checkpoint: a resumed run drops rows that it has no weights for
-            save_state(state, config, data, out, best=best)
-            console.print(_epoch_line(state.epoch, config.train.epochs, row), highlight=False)
+    if _is_stale(state, config):
+        raise ConfigError(
+            f"{resume}: stopped early, {state.stale} validations after its best; raise train.patience to go on"
+        )
+    console.print(_header(config, data, val_data, device, world), highlight=False)
+    objective = _objective(state, config, data, device, world, console)
+    guard = Guard(state.detector, out=out, class_names=data.class_names, world=world, console=console)
+    with StopWish().listening() as wish:
+        run = Run(
+            config,
+            out,
+            data,
+            device,
+            world,
+            console,
+            wish,
+            objective,
+            loader,
+            batches,
+            guard,
+            rehearse_scoring=lambda: rehearse_scoring(state.to_score, data, val_data, truth, config),
+        )
+        if world.is_first:
+            write_text(out / "config.yaml", config.to_yaml())
+            remove_unfinished(out)
+        left_out.add([*data.left_out, *val_data.left_out])
+        if resume is None:
+            run.save(state)  # from here on the run can be gone on with; a disk that cannot hold it says so now
+        with RunLog(out, first_epoch=state.epoch, enabled=world.is_first) as log, wish.deferred():
+            while state.epoch < config.train.epochs and not _is_stale(state, config):
+                row = _train_epoch(run, state)
+                if (state.epoch + 1) % config.train.eval_every == 0 or state.epoch + 1 == config.train.epochs:
+                    run.save(state)  # scoring may take long, and a signal ends it
+                    with wish.at_once():
+                        scores = score(state.to_score, data, val_data, truth, config, out=out, world=world)
+                        val_data = val_data.without(scores.left_out)
+                        row["val_loss"] = validation_loss(state.to_score, val_data, config, device, world=world)
+                    left_out.add(scores.left_out)
+                    row |= {"AP": scores.numbers["AP"], "AP50": scores.numbers["AP50"]}
+                    if scores.ap > state.best_ap:
+                        state.best_ap, state.stale = scores.ap, 0
+                        if world.is_first:  # before last.pt: once that knows the best AP, nothing would write this
+                            save_best(state, config, data, out)
+                    else:
+                        state.stale += 1
+                state.end_epoch()
+                left_out.exchange()
+                log.write(state.epoch, row)  # before the checkpoint: a resumed run drops rows that have no weights
+                run.save(state)
+                console.print(_epoch_line(state.epoch, config.train.epochs, row), highlight=False)
+            if state.epoch < config.train.epochs:
+                console.print(f"no better AP in {state.stale} validations (train.patience): stopped", highlight=False)
     return TrainResult(out, state.best_ap, scores)
 
 
-def overfit_config(config: Config, *, images: int) -> Config:
-    """The settings for learning a few images by heart: nothing that blurs, and a short warm-up."""
-    if images < 1:
-        raise ConfigError(f"--overfit {images}: expected at least one image")
-    batch_size = max(2, min(images, config.train.batch_size))
-    settings = {
-        "batch_size": batch_size,
-        "lr": config.train.lr * batch_size / config.train.batch_size,
-        "epochs": OVERFIT_EPOCHS,
-        "ema": 0.0,
-        "schedule": "cosine",
-        "warmup_epochs": 1,
-        "eval_every": OVERFIT_EPOCHS // 4,
-    }
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(
-                update={
-                    # Batch norm's running statistics have few steps to settle in, and nothing to be smooth for.
-                    "bn_momentum": max(0.1, config.model.bn_momentum),
-                    "roi_samples": _overfit_regions(config.model),
-                }
-            ),
-            "data": config.data.model_copy(update={"augment": "none", "cache": False}),
-            "train": config.train.model_copy(update=settings),
-        }
-    )
-
-
-def _overfit_regions(model: ModelConfig) -> int:
-    return model.roi_samples if model.fpn else min(OVERFIT_REGIONS, model.roi_samples)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu.
-
-    Raises:
-        ConfigError: no such device on this machine.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"train.device: got {name!r}, expected auto, cpu, cuda, cuda:0 … or mps")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"train.device: got {name!r}, which this machine cannot use ({reason}); try 'auto'") from None
-    return device
+def _is_stale(state: State, config: Config) -> bool:
+    return config.train.patience is not None and state.stale >= config.train.patience
 
 
 def _require_own_folder(out: Path, resume: Path | None) -> None:
@@ -213,11 +258,33 @@ def _require_own_folder(out: Path, resume: Path | None) -> None:
         raise ConfigError(f"{out}: holds a run already; go on with --resume auto, or choose another --out")
 
 
-def _origin(config: Config, resume: Path | None, console: Console) -> Checkpoint | None:
-    """The weights that a run goes on from or starts from, if any."""
-    if resume is not None:
-        return load_checkpoint(resume)
-    return open_start(config, console=console)
+def _require_equal_parts(config: Config, device: torch.device, world: World) -> None:
+    """A batch can be cut into one part per process, and each of those into `train.accumulate`."""
+    settings = config.train
+    part, rest = divmod(settings.batch_size, world.size * settings.accumulate)
+    cut = f"{world.size} processes × train.accumulate={settings.accumulate}"
+    if rest:
+        raise ConfigError(
+            f"train.batch_size: got {settings.batch_size}, which {cut} cannot share equally; it counts the images of "
+            "all of them"
+        )
+    if part < 2 and not (settings.frozen_bn or settings.sync_bn):
+        raise ConfigError(
+            f"train.batch_size: {settings.batch_size} over {cut} leaves {part} image in each part, and batch norm "
+            "needs two; raise it, or set train.frozen_bn=true"
+        )
+    if settings.sync_bn and device.type != "cuda":
+        raise ConfigError(f"train.sync_bn: needs GPUs, and this run is on {device}; leave it out")
+
+
+def _origin(config: Config, resume: Path | None, console: Console) -> tuple[Checkpoint | None, Path | None]:
+    """The weights that a run goes on from or starts from, if any, and their file."""
+    if resume is None:
+        return open_start(config, console=console), config.model.init
+    checkpoint, source, damage = load_resumable(resume)
+    if damage is not None:
+        console.print(f"{damage}\ngoing on from the one before it, {source}", markup=False, soft_wrap=True)
+    return checkpoint, source
 
 
 def _start(
@@ -225,7 +292,7 @@ def _start(
     origin: Checkpoint,
     config: Config,
     data: CocoData,
-    loader: DataLoader[Batch],
+    loader: Batches,
     console: Console,
 ) -> None:
     """Take what fits from `model.init`, and make its batch norm trainable."""
@@ -244,107 +311,24 @@ def _start(
         )
 
 
-def _train_epoch(
-    state: State,
-    loader: DataLoader[Batch],
-    config: Config,
-    device: torch.device,
-    console: Console,
-    out: Path,
-    class_names: tuple[str, ...],
-) -> Row:
-    """One pass over the training images. What is random in it follows from seed and epoch, so that a run can go on."""
-    torch.manual_seed(int(np.random.SeedSequence([config.train.seed, state.epoch]).generate_state(1)[0]))
-    state.detector.train()
-    sums: dict[str, Tensor] = {}
-    waited = 0.0
-    started = asked = time.perf_counter()
-    for step, batch in enumerate(_with_progress(loader, state.epoch, config, console)):
-        waited += time.perf_counter() - asked
-        if state.epoch == 0 and step == 0:
-            write_image(out / "train_batch.jpg", picture_batch(batch, class_names))
-        try:
-            losses = _step(state, batch.to(device), config)
-        except torch.OutOfMemoryError:
-            height, width = config.model.input_hw
-            raise ConfigError(
-                f"a batch of {config.train.batch_size} images of {width}x{height} does not fit into the memory of "
-                f"{device}; lower train.batch_size (and train.lr with it), model.rho or model.alpha"
-            ) from None
-        for name, value in losses.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-        asked = time.perf_counter()
-    seconds = time.perf_counter() - started
-    means = {f"loss_{name}": float(value) / len(loader) for name, value in sums.items()}
-    return {
-        "lr": float(state.schedule.get_last_lr()[0]),
-        "loss": sum(means.values()),
-        **means,
-        "images_per_second": len(loader) * config.train.batch_size / seconds,
-        "waiting_for_data": waited / seconds,
-    }
-
-
-def _step(state: State, batch: Batch, config: Config) -> dict[str, Tensor]:
-    """Forward, backward, clip, update, average."""
-    with _autocast(config, batch.images.device):
-        losses = state.detector.losses(batch.images, batch.targets)
-    total = torch.stack(list(losses.values())).sum()
-    if not torch.isfinite(total):
-        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-        raise MnetDetError(
-            f"the loss is not finite ({terms}) on images {batch.image_ids}; where it grew before, a smaller train.lr "
-            "or train.clip_norm helps; where it did not, look at the boxes of these images"
-        )
-    state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(total).backward()
-    if config.train.clip_norm:
-        state.scaler.unscale_(state.optimizer)
-        torch.nn.utils.clip_grad_norm_(state.detector.parameters(), config.train.clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.schedule.step()
-    if state.average is not None:
-        state.average.update_parameters(state.detector)
-    return losses
-
-
-def _autocast(config: Config, device: torch.device) -> torch.autocast:
-    kind = _autocast_type(config, device)
-    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
-
-
-def _autocast_type(config: Config, device: torch.device) -> torch.dtype | None:
-    """`auto` is bf16 on a GPU that has it, else fp16, and nothing on a CPU."""
-    if config.train.amp == "off" or (config.train.amp == "auto" and device.type != "cuda"):
-        return None
-    if config.train.amp == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if config.train.amp == "bf16" else torch.float16
-
-
-def _loader(
-    data: CocoData,
-    batches: EpochBatches | ScoringBatches,
-    config: Config,
-    device: torch.device,
-    *,
-    preset: Preset,
-    pixels: Pixels | None = None,
-    say: Callable[[Fault], None] = lambda fault: None,
-) -> DataLoader[Batch]:
-    return make_loader(
-        data,
-        batches,
-        preset=preset,
-        network_hw=config.model.input_hw,
-        mode=config.model.resize,
-        seed=config.train.seed,
-        workers=min(config.data.workers, usable_cores()),  # a recipe's number may be for a larger machine
-        pixels=pixels,
-        say=say,
-        pin_memory=device.type == "cuda",
+def _objective(
+    state: State, config: Config, data: CocoData, device: torch.device, world: World, console: Console
+) -> nn.Module:
+    """The losses of the detector that learns, shared by all processes."""
+    teacher = open_teacher(config, data.class_names, device, console=console)
+    if config.train.sync_bn and world.size > 1:
+        state.detector = nn.SyncBatchNorm.convert_sync_batchnorm(state.detector)
+    if config.train.compile:
+        if isinstance(state.detector, SSD):
+            state.detector.anchors_for(config.model.input_hw)  # else it would be compiled for that one image too
+        state.detector.backbone.compile()  # type: ignore[union-attr]  # every detector has one
+    objective = Objective(
+        state.detector,
+        teacher=teacher,
+        class_weight=config.train.distill_class,
+        box_weight=config.train.distill_box,
     )
+    return share_gradients(objective, world, device)
 
 
 def _cached_pixels(config: Config, data: CocoData, console: Console) -> Pixels:
@@ -360,34 +344,152 @@ def _cached_pixels(config: Config, data: CocoData, console: Console) -> Pixels:
     )
 
 
-def _validation_loss(state: State, data: CocoData, config: Config, device: torch.device) -> float:
-    """Mean loss over all images of `data`, unaugmented."""
-    loader = _loader(data, ScoringBatches(len(data), batch_size=config.train.batch_size), config, device, preset="none")
-    detector = state.to_score.eval()
-    total = 0.0
-    torch.manual_seed(config.train.seed)  # Faster R-CNN's losses look at random regions: at the same ones each time
-    with torch.inference_mode():
-        for batch in loader:
-            on_device = batch.to(device)
-            with _autocast(config, device):
-                losses = detector.losses(on_device.images, on_device.targets)
-            total += float(torch.stack(list(losses.values())).sum()) * len(batch.images)
-    return total / len(data)
+def _train_epoch(run: Run, state: State) -> Row:
+    """The rest of one pass over the training images."""
+    run.batches.epoch, run.batches.done = state.epoch, state.step
+    train_mode(state.detector)
+    waited, before = 0.0, state.step
+    started = asked = time.perf_counter()
+    with _out_of_memory_explained(run):
+        for parts in _with_progress(_parts_of_steps(run), run, state):
+            waited += time.perf_counter() - asked
+            if state.position == 0 and run.world.is_first:
+                _rehearse(run, state, parts[0])
+            parts = [part.to(run.device) for part in parts]
+            _seed(run, state)
+            normalizer, must_stop, must_save = _agree(run, state, parts)
+            if must_stop or must_save:
+                run.save(state)
+            if must_stop:
+                raise Stopped(run.wish.number or signal.SIGTERM)  # the signal may have come to another process
+            state.count(_step(run, state, parts, normalizer))
+            if must_save:
+                run.console.print(_step_line(run, state), highlight=False)
+            asked = time.perf_counter()
+    seconds = time.perf_counter() - started
+    steps, learned = state.step - before, max(1, state.step - state.skipped)
+    means = {f"loss_{name}": float(value) / learned for name, value in state.sums.items()}
+    row: Row = {
+        "lr": float(state.optimizer.param_groups[-1]["lr"]),
+        "loss": sum(means.values()),
+        **means,
+        "images_per_second": steps * run.config.train.batch_size / seconds if steps else None,
+        "waiting_for_data": waited / seconds if steps else None,
+    }
+    return row | ({"skipped_steps": float(state.skipped)} if state.skipped else {})
 
 
-def _score(
-    state: State, data: CocoData, val_data: CocoData, truth: Mapping[str, Any], config: Config, out: Path
-) -> Scores:
-    metadata = describe(config, name=out.name, class_names=data.class_names, category_ids=data.known_ids)
-    predictor = Predictor(TorchBackend(fuse(state.to_score), metadata))
-    together = SCORE_TOGETHER if config.model.head == "faster_rcnn" else min(16, config.train.batch_size)
-    scores, _ = score_model(predictor, val_data, truth, batch_size=together)
-    write_image(out / "val_predictions.jpg", picture_predictions(predictor, val_data.without(scores.left_out)))
-    return scores
+def _step(run: Run, state: State, parts: Sequence[Batch], normalizer: Tensor | None) -> dict[str, Tensor] | None:
+    """Forward, backward, clip, update, average.
+
+    Args:
+        run: the run.
+        state: changed, unless the step is skipped.
+        parts: those of one batch that go through this process, on its device.
+        normalizer: of the whole batch, see `_agree`.
+
+    Returns:
+        The loss terms of the whole batch; None if they or the gradient are not finite, and the step was skipped.
+    """
+    settings = run.config.train
+    run.guard.keep()
+    set_lr(state.optimizer, lr_factor(state.position, settings, steps_per_epoch=state.steps_per_epoch))
+    state.optimizer.zero_grad(set_to_none=True)
+    terms: list[dict[str, Tensor]] = []
+    for number, part in enumerate(parts, start=1):
+        with without_sharing(run.objective) if number < len(parts) else nullcontext():
+            with autocast(settings, run.device):
+                losses = run.objective(part.images, part.targets, normalizer)
+            state.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        terms.append({name: value.detach() for name, value in losses.items()})
+    state.scaler.unscale_(state.optimizer)
+    learning = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(learning, settings.clip_norm or math.inf)
+    # Of several processes, each has the share of the whole batch's loss that goes with a mean of gradients.
+    values = run.world.mean(torch.stack([torch.stack([part[name] for part in terms]).sum() for name in terms[0]]))
+    finite_loss, finite_norm = torch.stack([torch.isfinite(values).all(), torch.isfinite(norm)]).tolist()
+    if not finite_loss or not (finite_norm or state.scaler.is_enabled()):
+        run.guard.refuse(parts, terms)
+        state.scaler.update()
+        return None
+    run.guard.accept()
+    state.scaler.step(state.optimizer)  # skips by itself, and scales less from then on, where fp16 was too small
+    state.scaler.update()
+    if state.average is not None:
+        state.average.update_parameters(state.detector)
+    return dict(zip(terms[0], values, strict=True))
 
 
-def _with_progress(loader: DataLoader[Batch], epoch: int, config: Config, console: Console) -> Iterator[Batch]:
-    """The batches, with a bar while a person watches: time left in the epoch, images a second."""
+def _seed(run: Run, state: State) -> None:
+    """Let what is random in a step follow from seed, position and process alone, so that no generator need be saved."""
+    words = np.random.SeedSequence([run.config.train.seed, state.epoch, state.step, run.world.rank]).generate_state(1)
+    random.seed(int(words[0]))
+    np.random.seed(words)
+    torch.manual_seed(int(words[0]))
+
+
+def _agree(run: Run, state: State, parts: Sequence[Batch]) -> tuple[Tensor | None, bool, bool]:
+    """What all processes must know before a step.
+
+    Returns:
+        What to divide the loss terms by, so that means over processes and sums over parts give those of the whole
+        batch (None where the batch is not cut, and divides by its own); whether to stop; whether to save.
+    """
+    must_stop, must_save = run.wish.number is not None, run.must_save
+    if run.world.size * len(parts) == 1:
+        return None, must_stop, must_save
+    height, width = run.config.model.input_hw
+    targets = [target for part in parts for target in part.targets]
+    normalizer = state.detector.normalizer(targets, image_hw=(height, width))
+    wishes = torch.tensor([must_stop, must_save and run.world.is_first], dtype=torch.float32, device=run.device)
+    mean = run.world.mean(torch.cat([normalizer.reshape(1).float(), wishes]))
+    _, stopping, saving = mean.tolist()
+    return mean[0].clamp(min=1 / run.world.size), stopping > 0, saving > 0
+
+
+def _rehearse(run: Run, state: State, batch: Batch) -> None:
+    """Send the first batch through everything, so that what is wrong is not found after a night; nothing is kept."""
+    write_image(run.out / "train_batch.jpg", picture_batch(batch, run.data.class_names))
+    run.guard.keep()
+    on_device = batch.to(run.device)
+    with autocast(run.config.train, run.device):
+        losses = state.detector.losses(on_device.images, on_device.targets)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    run.guard.undo()
+    run.rehearse_scoring()
+    terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+    reach = measure_reach(run.config, run.data, propose=False)
+    advice = "; `mnet-det check … --config` proposes others" if reach.total.share > MOST_UNREACHED else ""
+    run.console.print(
+        f"first batch: loss {total.item():.3f} ({terms}); {reach}{advice}", highlight=False, soft_wrap=True
+    )
+
+
+@contextmanager
+def _out_of_memory_explained(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        height, width = run.config.model.input_hw
+        part = run.config.train.batch_size // (run.world.size * run.config.train.accumulate)
+        raise ConfigError(
+            f"{part} images of {width}x{height} at a time do not fit into the memory of {run.device}; "
+            f"train.accumulate={2 * run.config.train.accumulate} takes half as many at a time and learns the same, or "
+            "lower train.batch_size, model.rho or model.alpha"
+        ) from None
+
+
+def _parts_of_steps(run: Run) -> Iterator[list[Batch]]:
+    """For each step, the parts of its batch that go through this process."""
+    parts = iter(run.loader)
+    while step := list(itertools.islice(parts, run.config.train.accumulate)):
+        yield step
+
+
+def _with_progress(steps: Iterator[list[Batch]], run: Run, state: State) -> Iterator[list[Batch]]:
+    """The same, with a bar while a person watches: time left in the epoch, images a second."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
         BarColumn(),
@@ -395,36 +497,55 @@ def _with_progress(loader: DataLoader[Batch], epoch: int, config: Config, consol
         TextColumn("{task.fields[rate]:.0f} images/s, left in this epoch"),
         TimeRemainingColumn(),
     )
+    config = run.config.train
     started = time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(loader), epoch=epoch + 1, epochs=config.train.epochs, rate=0.0)
-        for done, batch in enumerate(loader, start=1):
-            yield batch
-            rate = done * config.train.batch_size / (time.perf_counter() - started)
+    shown_on = run.console if run.console.is_terminal else Console(quiet=True)
+    with Progress(*columns, console=shown_on, transient=True) as progress:
+        task = progress.add_task(
+            "", total=state.steps_per_epoch, completed=state.step, epoch=state.epoch + 1, epochs=config.epochs, rate=0.0
+        )
+        for done, step in enumerate(steps, start=1):
+            yield step
+            rate = done * config.batch_size / (time.perf_counter() - started)
             progress.update(task, advance=1, rate=rate)
 
 
-def _header(config: Config, data: CocoData, val_data: CocoData, device: torch.device) -> str:
+def _header(config: Config, data: CocoData, val_data: CocoData, device: torch.device, world: World) -> str:
     height, width = config.model.input_hw
     # torchvision's and timm's networks bring their own
     eps = f"eps {config.model.bn_eps:g} and " if config.model.backbone in ("mobilenet_v1", "inception_v2") else ""
     lacking = [name for name, own in zip(val_data.class_names, val_data.category_ids, strict=True) if own is None]
     unscored = f", none of them of {', '.join(lacking)}" if lacking else ""
+    settings = config.train
+    lr = scaled_lr(settings)
+    scaled = f" ({settings.lr:.4g} for batches of {settings.lr_batch_size})" if lr != settings.lr else ""
+    processes = f" in {world.size} processes" if world.size > 1 else ""
     return (
         f"{config.model.head} on {config.model.backbone}, alpha {config.model.alpha}, input {width}x{height}, "
-        f"{len(data.class_names)} classes, on {device}\n"
+        f"{len(data.class_names)} classes, on {device}{processes}\n"
         f"{len(data)} training images with {data.num_boxes} boxes; {len(val_data)} validation images{unscored}\n"
-        f"{config.train.optimizer}, lr {config.train.lr:.4g}, batch {config.train.batch_size}, "
-        f"{config.train.epochs} epochs, weight decay {config.train.weight_decay:g}, ema {config.train.ema:g}, "
-        f"batch norm {eps}momentum {config.model.bn_momentum:g}, seed {config.train.seed}"
+        f"{settings.optimizer}, lr {lr:.4g}{scaled}, batch {settings.batch_size}, "
+        f"{settings.epochs} epochs, weight decay {settings.weight_decay:g}, ema {settings.ema:g}, "
+        f"batch norm {eps}momentum {config.model.bn_momentum:g}, seed {settings.seed}"
+    )
+
+
+def _step_line(run: Run, state: State) -> str:
+    learned = max(1, state.step - state.skipped)
+    loss = sum(float(value) for value in state.sums.values()) / learned
+    return (
+        f"epoch {state.epoch + 1}/{run.config.train.epochs}, step {state.step}/{state.steps_per_epoch}: "
+        f"loss {loss:.3f}, saved"
     )
 
 
 def _epoch_line(epoch: int, epochs: int, row: Row) -> str:
-    line = (
-        f"epoch {epoch}/{epochs}: loss {row['loss']:.3f}, {row['images_per_second']:.0f} images/s, "
-        f"{row['waiting_for_data']:.0%} of the time waiting for data"
-    )
+    line = f"epoch {epoch}/{epochs}: loss {row['loss']:.3f}"
+    if row["images_per_second"] is not None:
+        waiting = row["waiting_for_data"]
+        line += f", {row['images_per_second']:.0f} images/s, {waiting:.0%} of the time waiting for data"
+    if "skipped_steps" in row:
+        line += f", {row['skipped_steps']:.0f} steps skipped"
     if "val_loss" in row:
         ap, ap50 = ("n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("AP", "AP50"))
         line += f"; validation loss {row['val_loss']:.3f}, AP {ap}, AP50 {ap50}"

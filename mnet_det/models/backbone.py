@@ -39,6 +39,11 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] to one map [B, channels, ~H/stride, ~W/stride] per tap."""
 
+    @property
+    @abstractmethod
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """The stem, then every block that learns, as they run; those of the second stage, if it was built, are last."""
+
     def second_stage(self, regions: Tensor) -> Tensor:
         """Regions [N, channels, roi_side, roi_side] of the last map to vectors [N, second_stage_channels]."""
         raise NotImplementedError(f"{type(self).__name__} was built without its second stage")

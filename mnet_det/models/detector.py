@@ -27,5 +27,17 @@ class Detector(nn.Module, ABC):
         """uint8 [B, 3, H, W] to every scored box; the very graph that is exported."""
 
     @abstractmethod
-    def losses(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Named loss terms (float32 scalars) of uint8 [B, 3, H, W]; their sum is what training minimises."""
+    def losses(
+        self, images: Tensor, targets: Sequence[Target], *, normalizer: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Named loss terms (float32 scalars) of uint8 [B, 3, H, W]; their sum is what training minimises.
+
+        Each is a sum over the batch, divided by `normalizer`; by the batch's own unless given.
+        """
+
+    @abstractmethod
+    def normalizer(self, targets: Sequence[Target], *, image_hw: tuple[int, int]) -> Tensor:
+        """What the loss terms of a batch are divided by, a float32 scalar; of several batches, the sum.
+
+        Parts of a batch that all divide by the sum of their normalizers give the gradient of the whole batch.
+        """

@@ -107,8 +107,15 @@ class FasterRCNN(Detector):
         logits, deltas = self.roi_head(features)
         return self.roi_head.candidates(logits, deltas, proposals, image_hw=image_hw)
 
-    def losses(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """See `Detector.losses`: objectness and boxes of the first stage, classes and boxes of the second."""
+    def losses(
+        self, images: Tensor, targets: Sequence[Target], *, normalizer: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """See `Detector.losses`: objectness and boxes of the first stage, classes and boxes of the second.
+
+        Each is a mean over the samples of all images; a `normalizer` that is not the number of images scales it. So
+        parts of a batch add up to the whole exactly where every image has as many samples as any other, which it has
+        unless anchors or regions run out.
+        """
         image_hw = (images.shape[2], images.shape[3])
         maps = self._maps(images)
         anchors = self._anchors(maps, image_hw)
@@ -119,7 +126,13 @@ class FasterRCNN(Detector):
         features = self._region_features(maps, regions.boxes_xyxy, regions.image_index, image_hw)
         logits, deltas = self.roi_head(features)
         losses |= self.roi_head.losses(logits, deltas, regions)
-        return {name: loss * self.box_weight if "box" in name else loss for name, loss in losses.items()}
+        share: Tensor | float = 1.0 if normalizer is None else len(images) / normalizer
+        return {name: loss * share * (self.box_weight if "box" in name else 1.0) for name, loss in losses.items()}
+
+    def normalizer(self, targets: Sequence[Target], *, image_hw: tuple[int, int]) -> Tensor:
+        """See `Detector.normalizer`: the number of images."""
+        device = self.roi_head.class_predictor.weight.device
+        return torch.full((), len(targets), dtype=torch.float32, device=device)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Of the backbone; with a pyramid, of that, and one more at half the size of the last."""

@@ -167,6 +167,11 @@ class InceptionV2(Backbone):
             self.roi_side = ROI_SIDE
             self.second_stage_channels = channels[LAST]
 
+    @property
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """See `Backbone.blocks_in_order`; pools are none."""
+        return tuple(layer for layer in self.layers.values() if list(layer.parameters()))
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`."""
         maps = {}

@@ -133,6 +133,11 @@ class MobileNetV1(Backbone):
             self.roi_side = ROI_SIDE
             self.second_stage_channels = channels
 
+    @property
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """See `Backbone.blocks_in_order`."""
+        return self.stem, *self.blocks.values()
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`."""
         maps = {}

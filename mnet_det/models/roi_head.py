@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torchvision.ops import box_area, clip_boxes_to_image, roi_align
 
 from mnet_det.models.box_coder import BoxCoder
-from mnet_det.models.matching import classes_of, match_anchors, sample_matches
+from mnet_det.models.matching import (
+    IGNORED,
+    classes_of,
+    match_anchors,
+    pad_boxes,
+    sample_matches,
+    true_boxes_of,
+)
 from mnet_det.models.rpn import MIN_SIDE_PX, SMOOTH_L1_BETA, Proposals
 from mnet_det.structures import Candidates, Target
 
@@ -108,21 +115,19 @@ def sample_regions(proposals: Proposals, targets: Sequence[Target], *, count: in
     The true boxes stand among the proposals, so that the second stage sees objects before the first has learned to
     find any. Proposals in padding and in crowd regions are left out.
     """
-    samples = []
-    for number, (boxes, valid, target) in enumerate(zip(*proposals, targets, strict=True)):
-        regions = torch.cat([target.boxes_xyxy, boxes[valid]])
-        matched = match_anchors(regions, target, positive_iou=POSITIVE_IOU)
-        chosen = sample_matches(matched, count=count, positive_share=POSITIVE_SHARE)
-        matched = matched[chosen]
-        samples.append(
-            Regions(
-                regions[chosen],
-                torch.full_like(matched, number),
-                classes_of(matched, target.labels),
-                target.boxes_xyxy[matched[matched >= 0]],
-            )
-        )
-    return Regions(*(torch.cat(parts) for parts in zip(*samples, strict=True)))
+    true_boxes_xyxy, present = pad_boxes([target.boxes_xyxy for target in targets])  # [B, M, 4], [B, M]
+    usable = torch.cat([present, proposals.valid], dim=1)  # [B, M + N]
+    regions = torch.cat([true_boxes_xyxy, proposals.boxes_xyxy], dim=1)
+    regions = regions.masked_fill(~usable[..., None], 0)  # of no size, so that they match none
+    matched = match_anchors(regions, targets, positive_iou=POSITIVE_IOU).masked_fill(~usable, IGNORED)
+    sampled = sample_matches(matched, count=count, positive_share=POSITIVE_SHARE)
+    image_index, region = sampled.nonzero(as_tuple=True)
+    return Regions(
+        regions[image_index, region],
+        image_index,
+        classes_of(matched, targets)[image_index, region],
+        true_boxes_of(torch.where(sampled, matched, IGNORED), targets),
+    )
 
 
 class RoIHead(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, nms
 
 from mnet_det.models.box_coder import BoxCoder
-from mnet_det.models.matching import match_anchors, sample_matches
+from mnet_det.models.matching import IGNORED, match_anchors, sample_matches, true_boxes_of
 from mnet_det.structures import Target
 
 PRE_NMS = 1000
@@ -110,22 +110,19 @@ class RegionProposalNetwork(nn.Module):
 
         Anchors in padding and in crowd regions are left out, as are those that overlap a true box a little.
         """
-        logits, deltas = (torch.cat(parts, dim=1) for parts in outputs)
-        matched = torch.stack(
-            [match_anchors(anchors, target, positive_iou=POSITIVE_IOU, negative_iou=NEGATIVE_IOU) for target in targets]
-        )  # [B, A]
-        sampled = torch.stack([sample_matches(row, count=SAMPLES, positive_share=POSITIVE_SHARE) for row in matched])
-        positive = sampled & (matched >= 0)
-        true_boxes_xyxy = torch.cat(
-            [target.boxes_xyxy[row[chosen]] for row, chosen, target in zip(matched, positive, targets, strict=True)]
+        logits, deltas = (torch.cat(parts, dim=1) for parts in outputs)  # [B, A], [B, A, 4]
+        matched = match_anchors(anchors, targets, positive_iou=POSITIVE_IOU, negative_iou=NEGATIVE_IOU)  # [B, A]
+        sampled = sample_matches(matched, count=SAMPLES, positive_share=POSITIVE_SHARE)
+        matched = torch.where(sampled, matched, IGNORED)
+        positive = matched >= 0
+        true_deltas = self.box_coder.encode(
+            anchors.expand(len(targets), -1, -1)[positive], true_boxes_of(matched, targets)
         )  # [P, 4]
-        true_deltas = self.box_coder.encode(anchors.expand(len(targets), -1, -1)[positive], true_boxes_xyxy)
         total = sampled.sum().clamp(min=1)
-        truth = (matched >= 0).to(logits.dtype)[sampled]
-        return {
-            "rpn_class": F.binary_cross_entropy_with_logits(logits[sampled], truth, reduction="sum") / total,
-            "rpn_box": F.smooth_l1_loss(deltas[positive], true_deltas, reduction="sum", beta=SMOOTH_L1_BETA) / total,
-        }
+        truth = positive.to(logits.dtype)
+        class_loss = F.binary_cross_entropy_with_logits(logits, truth, sampled.to(logits.dtype), reduction="sum")
+        box_loss = F.smooth_l1_loss(deltas[positive], true_deltas, reduction="sum", beta=SMOOTH_L1_BETA)
+        return {"rpn_class": class_loss / total, "rpn_box": box_loss / total}
 
 
 def _survivors(boxes_xyxy: Tensor, scores: Tensor) -> Tensor:

@@ -54,6 +54,21 @@ class TimmBackbone(Backbone):
             self.roi_side = ROI_SIDE
             self.second_stage_channels = self.stage.channels
 
+    @property
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """See `Backbone.blocks_in_order`: the stages as timm has them, a norm together with the layer before it."""
+        parts: list[nn.Module] = []
+        for name, child in self.network.named_children():
+            parts += child.children() if name == "blocks" else [child]
+        blocks: list[nn.Module] = []
+        for part in parts:
+            dimensions = [parameter.ndim for parameter in part.parameters()]
+            if blocks and dimensions and max(dimensions) < 2:
+                blocks[-1] = nn.Sequential(blocks[-1], part)
+            elif dimensions:
+                blocks.append(part)
+        return (*blocks, self.stage) if self.stage is not None else tuple(blocks)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] to one map [B, channels, ~H/stride, ~W/stride] per tap."""
         maps = list(self.network(images))

@@ -200,6 +200,11 @@ class LayeredBackbone(Backbone):
         self._taps = tuple(taps)
         self._num_first = list(self.layers).index(taps[-1]) + 1
 
+    @property
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """See `Backbone.blocks_in_order`: the layers by torchvision's name, without pools and activations."""
+        return tuple(layer for layer in self.layers.values() if list(layer.parameters()))
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] to one map [B, channels, ~H/stride, ~W/stride] per tap."""
         maps = {}

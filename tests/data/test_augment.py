@@ -178,6 +178,23 @@ def test_objects_of_which_a_crop_leaves_little_are_dropped() -> None:
     assert dropped > 5
 
 
+def test_what_a_mosaic_cut_off_counts_as_not_visible() -> None:
+    """A box cut to 40% by the mosaic and to half of that by a crop passed twice."""
+    boxes = truth((10, 10, 40, 50), (50, 5, 80, 30), (50, 30, 80, 60), crowd=[False, False, True])
+    whole = np.array([1200 / 0.29, 750 / 0.31, 1e6], np.float32)  # of 30 × 40, 30 × 25 and a crowd
+    sample = augment("none").mosaic(noise(), boxes, whole, seed=0)
+    assert sample.labels.tolist() == [1]
+    assert len(sample.ignored_xyxy) == 1
+
+
+def test_a_mosaic_is_not_zoomed_out() -> None:
+    step, picture = augment("ssd"), np.full((60, 90, 3), 20, np.uint8)
+    nothing = np.zeros(0, np.float32)
+    samples = [step.mosaic(picture, truth(), nothing, seed=seed) for seed in range(40)]
+    assert not any((sample.image == PADDING_VALUE).any() for sample in samples)
+    assert any((step(picture, truth(), seed=seed).image == PADDING_VALUE).any() for seed in range(40))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_an_image_without_boxes_has_empty_arrays_of_the_right_shape(preset: Preset) -> None:
     step = augment(preset)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import pickle
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mnet_det.data.augment import Augment, Sample
 from mnet_det.data.coco import CocoData, Truth, read_coco
 from mnet_det.data.faults import Fault
 from mnet_det.data.loader import Batches, EpochBatches, ScoringBatches, TrainingSamples, make_loader
+from mnet_det.data.mix import Mix
 from mnet_det.errors import DataError
 from mnet_det.images import write_image
 from mnet_det.structures import Batch
@@ -126,6 +132,36 @@ def test_a_set_smaller_than_a_batch_is_repeated_evenly() -> None:
     assert sorted(counts) == [2, 3, 3]
 
 
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_the_parts_of_all_processes_make_up_the_same_batches(processes: int, accumulate: int) -> None:
+    whole = list(EpochBatches(40, batch_size=12, seed=3))
+    ranks = [
+        list(EpochBatches(40, batch_size=12, seed=3, rank=rank, processes=processes, accumulate=accumulate))
+        for rank in range(processes)
+    ]
+    assert {len(drawn) for drawn in ranks} == {3 * accumulate}
+    for step, batch in enumerate(whole):
+        parts = [drawn[step * accumulate + part] for part in range(accumulate) for drawn in ranks]
+        assert {len(part) for part in parts} == {12 // processes // accumulate}
+        assert [draw for part in parts for draw in part] == batch
+
+
+def test_an_epoch_goes_on_behind_the_steps_that_are_done() -> None:
+    batches = EpochBatches(40, batch_size=12, seed=3, processes=2, rank=1, accumulate=2)
+    batches.epoch = 4
+    whole = list(batches)
+    batches.done = 2
+    assert list(batches) == whole[4:]
+    assert (batches.steps, len(batches)) == (3, 2)
+    batches.done = 3
+    assert list(batches) == []
+
+
+def test_batches_that_cannot_be_cut_evenly_are_refused() -> None:
+    with pytest.raises(ValueError, match="a batch of 8 cannot be cut into 3 x 1 equal parts"):
+        EpochBatches(100, batch_size=8, seed=0, accumulate=3)
+
+
 def test_scoring_visits_every_image_once_in_order(data: CocoData) -> None:
     made = loader(data, ScoringBatches(len(data), batch_size=3))
     assert [batch.image_ids for batch in made] == [[100, 101, 102], [103, 104, 105], [106]]
@@ -223,3 +259,129 @@ def test_samples_can_be_sent_to_spawned_workers(data: CocoData) -> None:
     samples = samples_of(data)
     copied = pickle.loads(pickle.dumps(samples))
     assert np.array_equal(copied[(1, 4)].sample.image, samples[(1, 4)].sample.image)
+
+
+ALWAYS = Mix(mosaic=1.0, mixup=1.0, until_epoch=1)
+
+
+def mixed_samples(data: CocoData, mix: Mix) -> TrainingSamples:
+    return TrainingSamples(data, Augment("ssd", network_hw=(32, 32), mode="stretch"), seed=5, mix=mix)
+
+
+def same_sample(one: Sample, other: Sample) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+@pytest.mark.parametrize(
+    "mix", [Mix(1.0, 0.0, until_epoch=1), Mix(0.0, 1.0, until_epoch=1), ALWAYS], ids=["mosaic", "mixup", "both"]
+)
+def test_only_the_early_epochs_are_mixed(data: CocoData, mix: Mix) -> None:
+    plain, mixed = samples_of(data), mixed_samples(data, mix)
+    for index in range(len(data)):
+        assert not same_sample(mixed[0, index].sample, plain[0, index].sample)
+        assert same_sample(mixed[1, index].sample, plain[1, index].sample)
+        assert mixed[0, index].image_id == 100 + index
+
+
+def test_mixing_with_probability_0_leaves_every_sample_as_it_is(data: CocoData) -> None:
+    plain, mixed = samples_of(data), mixed_samples(data, Mix(0.0, 0.0, until_epoch=9))
+    assert all(same_sample(mixed[0, index].sample, plain[0, index].sample) for index in range(len(data)))
+
+
+def test_a_mixed_sample_does_not_depend_on_those_before_it(data: CocoData) -> None:
+    samples = mixed_samples(data, ALWAYS)
+    forward = [samples[0, index].sample for index in range(7)]
+    backward = [samples[0, index].sample for index in reversed(range(7))]
+    assert all(map(same_sample, forward, reversed(backward)))
+
+
+def test_what_is_mixed_in_is_replaced_where_it_cannot_be_used(data: CocoData) -> None:
+    for index in (1, 2, 3, 4, 5):
+        data.path(index).write_bytes(b"not a picture")
+    drawn = [mixed_samples(data, ALWAYS)[0, index] for index in (0, 6)]
+    assert [draw.image_id for draw in drawn] == [100, 106]
+    left_out = {fault.image_id for draw in drawn for fault in draw.left_out}
+    assert left_out
+    assert left_out <= {101, 102, 103, 104, 105}
+
+
+def test_a_fault_in_a_mosaic_names_its_images(data: CocoData) -> None:
+    class Failing(Augment):
+        def mosaic(self, *_: object, **__: object) -> Sample:
+            raise ValueError("no")
+
+    augment = Failing("none", network_hw=(32, 32), mode="stretch")
+    samples = TrainingSamples(data, augment, seed=5, mix=ALWAYS)
+    pattern = r"instances\.json: images (10\d, ){3}10\d: a mosaic of them cannot be augmented \(no\)$"
+    with pytest.raises(DataError, match=pattern):
+        samples[0, 1]
+
+
+@pytest.fixture
+def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks after its workers every five seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+@needs_signals
+def test_workers_that_are_killed_are_started_again_where_they_were(data: CocoData, quick_watch: None) -> None:
+    """The run ended; torch's message said what to look for in the kernel's log."""
+    batches = EpochBatches(len(data), batch_size=2, seed=5, passes=4)
+    expected = list(loader(data, batches))
+    lines: list[str] = []
+    made = loader(data, batches, workers=1)
+    made.say_line = lines.append
+    others = set(multiprocessing.active_children())
+    got = []
+    for number, batch in enumerate(made):
+        got.append(batch)
+        if number in (0, 6):
+            (worker,) = set(multiprocessing.active_children()) - others
+            worker.kill()
+    assert same(expected, got)
+    assert len(lines) == 2
+    assert all("was killed" in line for line in lines)
+    assert len(set(multiprocessing.active_children()) - others) == 1
+
+
+@needs_signals
+def test_workers_that_are_killed_again_and_again_end_in_advice(data: CocoData, quick_watch: None) -> None:
+    lines: list[str] = []
+    made = loader(data, ScoringBatches(len(data), batch_size=2), workers=1)
+    made.say_line = lines.append
+    made.dataset._augment = end_this_process  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=r"killed 3 times .* lower data\.workers \(now 1\)"):
+        list(made)
+    assert len(lines) == 2
+
+
+def end_this_process(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@needs_signals
+def test_ctrl_c_is_for_the_main_process_to_hear(data: CocoData) -> None:
+    others = set(multiprocessing.active_children())
+    made = loader(data, EpochBatches(len(data), batch_size=2, seed=5, passes=4), workers=1)
+    lines: list[str] = []
+    made.say_line = lines.append
+    batches = []
+    for batch in made:
+        batches.append(batch)
+        for worker in set(multiprocessing.active_children()) - others:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGINT)
+    assert (len(batches), lines) == (14, [])
+
+
+@needs_signals
+def test_the_end_of_a_worker_does_not_interrupt_a_step(data: CocoData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's handler raised wherever the program was, such as between the optimizer and the average of weights."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader(data, ScoringBatches(len(data), batch_size=2), workers=1))
+    next(iterator)
+    assert signal.getsignal(signal.SIGCHLD) is before

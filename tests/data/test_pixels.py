@@ -13,7 +13,7 @@ import pytest
 
 from mnet_det.data.augment import Augment, Preset
 from mnet_det.data.coco import CocoData, read_coco
-from mnet_det.data.pixels import MARGINS, DecodedPixels, needed_hw
+from mnet_det.data.pixels import MARGINS, DecodedPixels, needed_hw, wanted_hw
 from mnet_det.errors import ImageError
 from mnet_det.images import read_image, write_image
 from mnet_det.preprocess import ResizeMode, plan_resize, resize_pixels
@@ -87,6 +87,11 @@ def test_the_median_crop_is_hardly_enlarged(preset: Preset, shared: Path, monkey
             augment(np.zeros((133, 133, 3), np.uint8), scaled, seed=seed * len(data) + index)
     assert len(sides) > 100
     assert np.median(sides) >= 95
+
+
+def test_the_wanted_size_is_the_network_s_with_the_margin() -> None:
+    assert wanted_hw((300, 200), preset="ssd") == (400, 267)  # 4/3 of each
+    assert wanted_hw((300, 200), preset="flip") == (300, 200)
 
 
 def test_every_preset_has_a_margin() -> None:

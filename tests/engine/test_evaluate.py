@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +25,8 @@ from mnet_det.data.coco import CocoData, read_coco, read_coco_json, read_results
 from mnet_det.data.faults import Fault
 from mnet_det.engine.evaluate import NUMBERS, READ_AHEAD, detect_all, evaluate, restrict, score_results
 from mnet_det.engine.torch_backend import load_torch_predictor
-from mnet_det.errors import DataError
+from mnet_det.errors import DataError, MissingPackageError
+from mnet_det.images import write_image
 from mnet_det.structures import Detections, Image
 
 PUBLISHED = {
@@ -396,3 +401,68 @@ def test_detections_with_foreign_categories_alone_are_refused() -> None:
     with pytest.raises(DataError, match="none of the detections has a category of the annotations"):
         score_results([result], truth)
     assert score_results([result | {"category_id": 7}], truth).ap == pytest.approx(1)
+
+
+def test_a_missing_scorer_is_missed_before_anything_is_detected(
+    val: CocoData, annotations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    oracle = Oracle(val, val.class_names)
+    with pytest.raises(MissingPackageError, match="needs faster-coco-eval"):
+        evaluate(oracle, val, annotations, scorer="faster")
+    assert oracle._next == 0
+
+
+def test_eval_takes_either_scorer(cli: Any, toy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faster_coco_eval")
+    annotations = toy / "annotations" / "instances_val2017.json"
+    marked = read_coco_json(annotations)["annotations"]
+    results = tmp_path / "results.json"
+    kept = ("image_id", "category_id", "bbox")
+    results.write_text(json.dumps([{key: a[key] for key in kept} | {"score": 0.5} for a in marked[::2]]))
+    words = ("eval", "--detections", results, "--annotations", annotations)
+    said = []
+    for scorer in ("pycocotools", "faster"):
+        path = tmp_path / f"{scorer}.json"
+        assert cli(*words, "--scorer", scorer, "--json", path).status == 0
+        said.append(json.loads(path.read_text()))
+    reference, faster = said
+    assert {name: faster[name] for name in NUMBERS} == pytest.approx({n: reference[n] for n in NUMBERS}, abs=1e-9)
+    assert faster["per_class"] == pytest.approx(reference["per_class"], abs=1e-9)
+    assert 0 < reference["AP"] < 1
+    assert cli(*words, "--scorer", "detectron").status == 2
+
+
+def numbered_images(folder: Path, count: int) -> None:
+    """Images 10, 11 … of one box each, whose pixels are ten times their number; the last file is no image."""
+    content = truth(*[(10 + n, 1 + n % 2, [2.0, 2.0, 12.0, 12.0]) for n in range(count)])
+    content["images"] = [{"id": 10 + n, "file_name": f"{n}.png", "height": 32, "width": 32} for n in range(count)]
+    content["categories"] = [{"id": 1, "name": "even"}, {"id": 2, "name": "odd"}]
+    (folder / "truth.json").write_text(json.dumps(content))
+    for number in range(count - 1):
+        write_image(folder / f"{number}.png", np.full((32, 32, 3), 10 * number, np.uint8))
+    (folder / f"{count - 1}.png").write_bytes(b"no image")
+
+
+def test_two_processes_count_each_image_once_and_fail_together(tmp_path: Path) -> None:
+    """Of eight images the last cannot be used; a fault of one process must not leave the other waiting."""
+    numbered_images(tmp_path, 8)
+    words = [sys.executable, str(Path(__file__).with_name("sharded_scoring.py")), str(tmp_path)]
+    with ExitStack() as stack:
+        pair = [stack.enter_context(subprocess.Popen([*words, str(rank)], stdout=PIPE, text=True)) for rank in range(2)]
+        for process in pair:
+            stack.callback(process.kill)
+        first, second = (json.loads(process.communicate(timeout=120)[0]) for process in pair)
+    assert first["together"] == second["together"]
+    assert first["together"] == {
+        "well": first["alone"],
+        "fails on the second": "DataError: the network cannot take image 3",
+        "fails on the first as it scores": (
+            "DataError: 1 image ids of the detections are not in the annotations, such as 10"
+        ),
+    }
+    scores, detections, results = first["alone"]
+    assert scores["images"] == detections == 7
+    assert [result["image_id"] for result in results] == list(range(10, 17))
+    assert [entry["image_id"] for entry in scores["left_out"]] == [17]
+    assert 0 < scores["AP"] < 1

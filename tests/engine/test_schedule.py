@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from mnet_det.config import ModelConfig, TrainConfig
-from mnet_det.engine.schedule import RMSpropTF, build_optimizer, build_schedule, lr_factor, parameter_groups
+from mnet_det.engine.schedule import RMSpropTF, build_optimizer, lr_factor, parameter_groups, scaled_lr, set_lr
 from mnet_det.models import build_detector
 
 
@@ -87,20 +87,76 @@ def model_loss(parameters: list[torch.Tensor], samples: torch.Tensor) -> float:
 @pytest.mark.parametrize("head", ["ssd", "ssdlite"])
 def test_depthwise_filters_biases_and_batch_norm_do_not_decay(head: str) -> None:
     model = build_detector(ModelConfig(head=head, alpha=0.25), num_classes=2)  # type: ignore[arg-type]
-    decayed, free = parameter_groups(model, weight_decay=0.01)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
-    decays = {id(parameter) for parameter in decayed["params"]}
+    groups = parameter_groups(model, lr=0.1, weight_decay=0.01)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     for name, module in model.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):
             full = isinstance(module, nn.Conv2d) and module.groups == 1 and kind == "weight"
-            assert (id(parameter) in decays) == full, f"{name}.{kind}"
+            assert decay[id(parameter)] == (0.01 if full else 0.0), f"{name}.{kind}"
+
+
+def test_backbone_learns_at_its_own_rate() -> None:
+    model = build_detector(ModelConfig(alpha=0.1), num_classes=2)
+    groups = parameter_groups(model, lr=0.2, weight_decay=0.01, backbone_lr_factor=0.25)
+    assert len(groups) == 4
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rate[id(parameter)] == pytest.approx(0.05 if name.startswith("backbone.") else 0.2), name
 
 
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    assert [len(group["params"]) for group in parameter_groups(model, weight_decay=0.01)] == [1, 0]
+    (group,) = parameter_groups(model, lr=0.1, weight_decay=0.01)
+    assert group["params"] == [model.weight]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size", "expected"),
+    [
+        ("sgd", 128, 0.2),  # 0.1 × 128 / 64
+        ("sgd", 8, 0.0125),
+        ("adamw", 256, 0.2),  # 0.1 × √(256 / 64)
+        ("rmsprop", 16, 0.05),
+        ("rmsprop", 64, 0.1),
+    ],
+)
+def test_rate_follows_the_batch(optimizer: str, batch_size: int, expected: float) -> None:
+    words = {"optimizer": optimizer, "lr": 0.1, "batch_size": batch_size, "lr_batch_size": 64}
+    assert scaled_lr(TrainConfig.model_validate(words)) == pytest.approx(expected)
+    assert scaled_lr(TrainConfig.model_validate(words | {"lr_batch_size": None})) == 0.1
+
+
+def test_optimizer_starts_from_the_scaled_rate() -> None:
+    config = TrainConfig(lr=0.1, batch_size=32, lr_batch_size=64, backbone_lr_factor=0.5)
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 2, bias=False)})
+    assert [group["initial_lr"] for group in build_optimizer(model, config).param_groups] == [0.025, 0.05]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_steps_equal_plain_ones(name: str) -> None:
+    """Through a saved state too, and with weights that lie in memory as `channels_last` puts them."""
+    config = TrainConfig.model_validate({"optimizer": name, "lr": 0.05, "weight_decay": 0.02})
+    torch.manual_seed(0)
+    fused = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(fused)
+    kind: type[SGD | AdamW] = SGD if name == "sgd" else AdamW
+    settings = {"momentum": 0.9} if name == "sgd" else {"betas": (0.9, 0.999)}
+    groups = parameter_groups(plain, lr=0.05, weight_decay=0.02)
+    optimizers = [build_optimizer(fused, config), kind(groups, lr=0.05, fused=False, **settings)]  # type: ignore[arg-type]
+    assert all(group["fused"] for group in optimizers[0].param_groups)
+    images = torch.randn(2, 3, 6, 6)
+    for step in range(4):
+        if step == 2:
+            state = copy.deepcopy(optimizers[0].state_dict())
+            optimizers[0] = build_optimizer(fused, config)
+            optimizers[0].load_state_dict(state)
+        for model, optimizer in zip((fused, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+    assert all(map(torch.allclose, fused.parameters(), plain.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -146,14 +202,9 @@ def test_steps_multiply_the_rate_at_each_named_epoch() -> None:
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_schedule_sets_every_groups_rate_step_by_step() -> None:
-    config = TrainConfig(epochs=2, lr=0.4, warmup_epochs=1)
-    model = nn.Linear(2, 2)
-    optimizer = build_optimizer(model, config)
-    schedule = build_schedule(optimizer, config, steps_per_epoch=3)
-    for step in range(6):
-        expected = 0.4 * lr_factor(step, config, steps_per_epoch=3)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 2)
-        model(torch.ones(1, 2)).sum().backward()
-        optimizer.step()
-        schedule.step()
+def test_rate_is_set_in_every_group() -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 2, bias=False)})
+    optimizer = build_optimizer(model, TrainConfig(lr=0.4, backbone_lr_factor=0.5))
+    for factor in (0.5, 0.25, 0.5):  # not one after the other: of the position alone
+        set_lr(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.2 * factor, 0.4 * factor]

@@ -114,6 +114,22 @@ def test_a_softmax_becomes_sigmoids_with_nearly_the_same_scores() -> None:
     assert theirs.std() > 0.02
 
 
+@pytest.mark.parametrize(("here", "there"), [("focal", "quality_focal"), ("quality_focal", "focal")])
+def test_both_focal_losses_train_the_same_sigmoids(here: str, there: str) -> None:
+    ours, origin = detector("abc", f"model.class_loss={here}"), checkpoint("abc", f"model.class_loss={there}")
+    start = start_from(ours, origin, config(f"model.class_loss={here}"), class_names="abc", source=SOURCE)
+    assert start.notes == ()
+    assert all(torch.equal(tensor, origin.weights[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_quality_focal_sigmoids_become_a_softmax_too() -> None:
+    ours = detector("abc")
+    start = start_from(
+        ours, checkpoint("abc", "model.class_loss=quality_focal"), config(), class_names="abc", source=SOURCE
+    )
+    assert start.notes == ("12 of class_predictors turned from quality_focal to softmax loss",)
+
+
 def test_a_classifier_gives_its_backbone() -> None:
     classifier = build_classifier(config().model, num_classes=10)
     origin = Checkpoint(config(), (), (), classifier.state_dict(), kind="classifier")

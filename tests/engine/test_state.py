@@ -15,7 +15,7 @@ from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
 from mnet_det.engine import state as module
 from mnet_det.engine.checkpoint import load_checkpoint
-from mnet_det.engine.state import State, restore_state, save_state, start_state
+from mnet_det.engine.state import State, restore_state, save_best, save_state, start_state
 from mnet_det.errors import CheckpointError
 from mnet_det.structures import Target
 
@@ -54,7 +54,6 @@ def step(state: State) -> None:
     torch.stack(list(state.detector.train().losses(images, [target, target]).values())).sum().backward()
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.schedule.step()
     if state.average is not None:
         state.average.update_parameters(state.detector)
 
@@ -101,7 +100,7 @@ def test_best_holds_the_averaged_weights_and_nothing_to_go_on_from(
 ) -> None:
     state = start(config)
     step(state)
-    save_state(state, config, data, tmp_path, best=True)
+    save_best(state, config, data, tmp_path)
     best = load_checkpoint(tmp_path / "best.pt")
     assert best.training is None
     assert best.class_names == data.class_names
@@ -112,8 +111,8 @@ def test_best_holds_the_averaged_weights_and_nothing_to_go_on_from(
 def test_the_last_checkpoint_becomes_the_previous_one(config: Config, data: CocoData, tmp_path: Path) -> None:
     state = start(config)
     for state.epoch in (1, 2, 3):
-        save_state(state, config, data, tmp_path, best=state.epoch == 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
+        save_state(state, config, data, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
     saved = [load_checkpoint(tmp_path / name).training for name in ("previous.pt", "last.pt")]
     assert [training and training["epoch"] for training in saved] == [2, 3]
 
@@ -123,14 +122,14 @@ def test_a_run_killed_while_it_saves_can_go_on(
 ) -> None:
     """last.pt was renamed before the new one came; killed in between, `--resume auto` found none and started over."""
     state = start(config)
-    save_state(state, config, data, tmp_path, best=False)
+    save_state(state, config, data, tmp_path)
 
     def kill(path: Path, checkpoint: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "save_checkpoint", kill)
     with pytest.raises(KeyboardInterrupt):
-        save_state(state, config, data, tmp_path, best=False)
+        save_state(state, config, data, tmp_path)
     assert load_checkpoint(tmp_path / "last.pt").training is not None
 
 
@@ -141,13 +140,16 @@ def test_a_restored_run_is_where_it_was(
     config = load_config(None, [*toy_words, *words])
     state = start(config)
     step(state)
-    state.epoch, state.best_ap = 1, 0.25
-    save_state(state, config, data, tmp_path, best=False)
+    state.epoch, state.step, state.best_ap, state.stale = 1, 2, 0.25, 4
+    state.count({"class": torch.tensor(0.5)})
+    state.count(None)
+    save_state(state, config, data, tmp_path)
     restored = start(config, seed=7)
     restore_state(restored, load_checkpoint(tmp_path / "last.pt"), config, data, source=tmp_path / "last.pt")
-    assert (restored.epoch, restored.best_ap) == (1, 0.25)
+    assert (restored.epoch, restored.step, restored.skipped, restored.best_ap, restored.stale) == (1, 4, 1, 0.25, 4)
+    assert restored.sums == {"class": torch.tensor(0.5)}
     for _ in range(2):
-        for part in ("detector", "to_score", "optimizer", "schedule"):
+        for part in ("detector", "to_score", "optimizer"):
             assert equal(getattr(restored, part).state_dict(), getattr(state, part).state_dict()), part
         step(state)  # and it stays so
         step(restored)

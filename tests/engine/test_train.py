@@ -23,11 +23,20 @@ from mnet_det.config import Config, load_config
 from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
 from mnet_det.data.loader import ScoringBatches
+from mnet_det.engine import overfit as overfit_module
 from mnet_det.engine import train as module
+from mnet_det.engine import validate
 from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
+from mnet_det.engine.device import pick_device
+from mnet_det.engine.distributed import ALONE, World
+from mnet_det.engine.guard import Guard
+from mnet_det.engine.objective import Objective
+from mnet_det.engine.overfit import overfit_config
 from mnet_det.engine.state import State, restore_state, start_state
-from mnet_det.engine.train import overfit_config, pick_device, train
-from mnet_det.errors import CheckpointError, ConfigError, DataError, MnetDetError
+from mnet_det.engine.train import Run, train
+from mnet_det.engine.validate import validation_loss
+from mnet_det.errors import CheckpointError, ConfigError, DataError
+from mnet_det.interrupt import StopWish
 from mnet_det.structures import Batch, Target
 
 
@@ -59,6 +68,29 @@ def noise_batch(config: Config, *, count: int = 2, boxes: float = 30.0) -> Batch
 def start(config: Config) -> State:
     torch.manual_seed(0)
     return start_state(config, num_classes=6, steps_per_epoch=3, device=torch.device("cpu"), scale_loss=False)
+
+
+def run_of(config: Config, state: State) -> Run:
+    """What a step needs of a run; it has no data."""
+    console = Console(quiet=True)
+    return Run(
+        config,
+        Path("nowhere"),
+        None,  # type: ignore[arg-type]
+        torch.device("cpu"),
+        ALONE,
+        console,
+        StopWish(),
+        Objective(state.detector),
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        Guard(state.detector, out=Path("nowhere"), class_names=(), world=ALONE, console=console),
+        rehearse_scoring=lambda: None,
+    )
+
+
+def step(config: Config, state: State, batch: Batch) -> dict[str, torch.Tensor] | None:
+    return module._step(run_of(config, state), state, [batch], None)
 
 
 def test_a_run_leaves_its_settings_numbers_pictures_and_checkpoints(
@@ -108,7 +140,7 @@ def test_every_parameter_has_a_gradient_after_a_step(words: tuple[str, ...], con
     boxes = torch.from_numpy(anchors[np.cumsum([0, *sizes[:-1]])])
     target = Target(boxes, torch.arange(6), torch.zeros(0, 4), (96, 96))
     batch = noise_batch(config)
-    module._step(state, Batch(batch.images, [target, target], batch.image_ids), config)
+    step(config, state, Batch(batch.images, [target, target], batch.image_ids))
     gradients = {name: parameter.grad for name, parameter in state.detector.named_parameters()}
     assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
 
@@ -116,44 +148,9 @@ def test_every_parameter_has_a_gradient_after_a_step(words: tuple[str, ...], con
 def test_a_gradient_is_clipped_to_the_norm_that_is_set(configure: Callable[..., Config]) -> None:
     config = configure("train.clip_norm=0.5")
     state = start(config)
-    module._step(state, noise_batch(config), config)
+    step(config, state, noise_batch(config))
     norm = torch.stack([p.grad.norm() for p in state.detector.parameters() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(0.5, rel=1e-4)
-
-
-def test_a_loss_that_is_not_finite_names_its_images(configure: Callable[..., Config]) -> None:
-    config = configure()
-    state = start(config)
-    with torch.no_grad():
-        state.detector.get_submodule("class_predictors.0").bias.fill_(torch.nan)
-    before = {name: p.detach().clone() for name, p in state.detector.named_parameters()}
-    message = r"^the loss is not finite \(class nan, box [\d.]+\) on images \[100, 101\]; .*smaller train\.lr"
-    with pytest.raises(MnetDetError, match=message):
-        module._step(state, noise_batch(config), config)
-    after = dict(state.detector.named_parameters())
-    assert all(torch.equal(after[name].nan_to_num(), before[name].nan_to_num()) for name in before)  # no step was taken
-
-
-def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(
-    configure: Callable[..., Config], tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = iter(range(100))
-    true_step = module._step
-
-    def step(state: State, batch: Batch, config: Config) -> Any:
-        if next(steps) == 4:  # in the second epoch
-            with torch.no_grad():
-                state.detector.get_submodule("box_predictors.0").bias.fill_(torch.inf)
-        return true_step(state, batch, config)
-
-    monkeypatch.setattr(module, "_step", step)
-    with pytest.raises(MnetDetError, match="the loss is not finite") as caught:
-        train(configure(), out=tmp_path)
-    named = json.loads(str(caught.value).partition("on images ")[2].partition(";")[0])
-    content = json.loads((toy / "annotations" / "instances_train2017.json").read_text())
-    assert set(named) <= {image["id"] for image in content["images"]}
-    assert len(metrics(tmp_path)) == 1
-    assert load_checkpoint(tmp_path / "last.pt").training is not None
 
 
 REGIONS = (
@@ -470,24 +467,25 @@ def test_a_faulty_set_is_trained_on_to_the_end(
 def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "OVERFIT_EPOCHS", 4)  # scored four times
+    monkeypatch.setattr(overfit_module, "OVERFIT_EPOCHS", 4)  # scored four times
     monkeypatch.setattr(module, "OVERFIT_STEPS", 3)
     seen: dict[str, list[Any]] = {"trained": [], "scored": []}
-    true_step, true_judge = module._step, module.score_model
+    true_step, true_judge = module._step, validate.score_model
 
-    def step(state: State, batch: Batch, config: Config) -> Any:
-        assert config.data.augment == "none"
+    def step(run: Run, state: State, parts: list[Batch], normalizer: None) -> Any:
+        assert run.config.data.augment == "none"
         assert state.average is None
-        seen["trained"].append(batch)
-        return true_step(state, batch, config)
+        seen["trained"].extend(parts)
+        return true_step(run, state, parts, normalizer)
 
-    def judge(predictor: Any, data: CocoData, truth: Any, *, batch_size: int) -> Any:
+    def judge(predictor: Any, data: CocoData, truth: Any, *, batch_size: int, scorer: str, world: World) -> Any:
         assert [image["id"] for image in truth["images"]] == data.image_ids.tolist()
         seen["scored"].append(data.image_ids.tolist())
-        return true_judge(predictor, data, truth, batch_size=batch_size)
+        return true_judge(predictor, data, truth, batch_size=batch_size, scorer=scorer, world=world)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_step", step)
-    monkeypatch.setattr(module, "score_model", judge)
+    monkeypatch.setattr(module, "rehearse_scoring", lambda *_: None)
+    monkeypatch.setattr(validate, "score_model", judge)
     result = train(configure(), out=tmp_path, overfit=2)
     data = open_data(configure().data, "train")
     expected = data.head(2).image_ids.tolist()
@@ -505,14 +503,14 @@ def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(
 def test_an_overfit_epoch_has_the_same_steps_however_few_the_images(
     images: int, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "OVERFIT_EPOCHS", 4)  # scored four times
+    monkeypatch.setattr(overfit_module, "OVERFIT_EPOCHS", 4)  # scored four times
     monkeypatch.setattr(module, "OVERFIT_STEPS", 6)
     seen: list[Batch] = []
     true_step = module._step
 
-    def step(state: State, batch: Batch, config: Config) -> Any:
-        seen.append(batch)
-        return true_step(state, batch, config)
+    def step(run: Run, state: State, parts: list[Batch], normalizer: None) -> Any:
+        seen.extend(parts)
+        return true_step(run, state, parts, normalizer)
 
     monkeypatch.setattr(module, "_step", step)
     result = train(configure(), out=tmp_path, overfit=images)
@@ -543,19 +541,24 @@ def test_a_detector_learns_three_images_by_heart(configure: Callable[..., Config
     assert result.scores.numbers["AP50"] == pytest.approx(1, abs=0.1)
 
 
-def test_validation_loss_weighs_every_image_alike(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", [(), REGIONS], ids=["one stage", "two stages"])
+def test_validation_loss_is_the_same_for_any_size_of_batches(
+    words: tuple[str, ...], configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configure("train.batch_size=3")
+    """It was the mean over batches, each divided by its own number of matched anchors."""
+    config = configure(*words)
     state = start(config)
-
-    def losses(images: torch.Tensor, targets: list[Target]) -> dict[str, torch.Tensor]:
-        assert len(images) == len(targets)
-        return {"class": torch.tensor(float(len(images))), "box": torch.tensor(1.0)}
-
-    monkeypatch.setattr(state.to_score, "losses", losses)
-    loss = module._validation_loss(state, open_data(config.data, "val"), config, torch.device("cpu"))
-    assert loss == pytest.approx(((3 + 1) * 3 + (1 + 1) * 1) / 4)  # four images: a batch of 3 and one of 1
+    if words:  # whose regions are drawn at random: all of them, then
+        monkeypatch.setattr(
+            state.detector, "losses", lambda images, *_, **__: {"all": images.float().mean() * len(images)}
+        )
+    data = open_data(config.data, "val")
+    found = [
+        validation_loss(state.detector, data, configure(*words, f"train.batch_size={size}"), torch.device("cpu"))
+        for size in (2, 3, 4)
+    ]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+    assert found[0] > 0
 
 
 def test_validation_loss_of_random_regions_is_the_same_again(
@@ -564,16 +567,16 @@ def test_validation_loss_of_random_regions_is_the_same_again(
     config = configure(*REGIONS)
     state = start(config)
     data = open_data(config.data, "val")
-    first = module._validation_loss(state, data, config, torch.device("cpu"))
+    first = validation_loss(state.to_score, data, config, torch.device("cpu"))
     torch.rand(1)
-    assert module._validation_loss(state, data, config, torch.device("cpu")) == first
+    assert validation_loss(state.to_score, data, config, torch.device("cpu")) == first
 
 
 def test_validation_loss_changes_nothing_in_the_detector(configure: Callable[..., Config]) -> None:
     config = configure()
     state = start(config)
     before = {name: tensor.clone() for name, tensor in state.detector.state_dict().items()}
-    module._validation_loss(state, open_data(config.data, "val"), config, torch.device("cpu"))
+    validation_loss(state.to_score, open_data(config.data, "val"), config, torch.device("cpu"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.detector.state_dict().items())
 
 
@@ -613,9 +616,14 @@ def test_mixed_precision_trains_with_float32_losses(amp: str, configure: Callabl
     state.detector.get_submodule("backbone.stem.conv").register_forward_hook(
         lambda layer, inputs, output: kinds.append(output.dtype)
     )
-    losses = module._step(state, noise_batch(config), config)
-    assert kinds == [torch.bfloat16 if amp == "bf16" else torch.float32]  # auto is off on a CPU
-    assert {value.dtype for value in losses.values()} == {torch.float32}
+    run = run_of(config, state)
+    run.objective.register_forward_hook(
+        lambda objective, inputs, losses: kinds.extend(v.dtype for v in losses.values())
+    )
+    # Whether it is taken or skipped: on CPUs, torch's gradient of a bf16 convolution of 1×1 maps may not be finite.
+    module._step(run, state, [noise_batch(config)], None)
+    first = torch.bfloat16 if amp == "bf16" else torch.float32  # auto is off on a CPU
+    assert kinds == [first, torch.float32, torch.float32]
     assert all(isinstance(p, nn.Parameter) and p.dtype == torch.float32 for p in state.detector.parameters())
 
 
@@ -658,6 +666,6 @@ def test_no_more_workers_than_cores_are_started(
     """A recipe for a large machine asked a laptop for eight; torch warned, and each took memory for nothing."""
     config = configure("data.workers=8")
     data = open_data(config.data, "train")
-    monkeypatch.setattr(module, "usable_cores", lambda: 1)
+    monkeypatch.setattr(validate, "usable_cores", lambda: 1)
     batches = ScoringBatches(len(data), batch_size=2)
-    assert module._loader(data, batches, config, torch.device("cpu"), preset="none").num_workers == 1
+    assert validate.training_loader(data, batches, config, torch.device("cpu"), preset="none").num_workers == 1

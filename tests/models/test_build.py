@@ -119,6 +119,7 @@ def test_what_cannot_be_built_is_refused_with_what_to_do(words: list[str], messa
         (["model.backbone='timm:'"], "no such backbone; expected timm:NAME or one of mobilenet_v1"),
         (["model.fpn=true"], "fpn goes with head faster_rcnn, not with ssd"),
         (["model.head=faster_rcnn", "model.class_loss=focal"], "class_loss softmax and box_loss smooth_l1, got focal"),
+        (["model.head=faster_rcnn", "model.class_loss=quality_focal"], "class_loss softmax .*, got quality_focal"),
         (["model.head=faster_rcnn", "model.anchor_sizes=[]"], "anchor_sizes"),
         (["model.backbone=vgg16", "model.shallow=true"], "shallow is for mobilenet_v1, vgg16 has no such choice"),
         (["model.reduced_tail=true"], "reduced_tail is for mobilenet_v3, mobilenet_v1 has no such choice"),

@@ -76,9 +76,9 @@ def without_batch_norm(model: FasterRCNN) -> FasterRCNN:
     return model
 
 
-def seeded_losses(model: FasterRCNN, *arguments: Any, seed: int = 3) -> dict[str, float]:
+def seeded_losses(model: FasterRCNN, *arguments: Any, seed: int = 3, **named: Any) -> dict[str, float]:
     torch.manual_seed(seed)
-    return {name: loss.item() for name, loss in model.losses(*arguments).items()}
+    return {name: loss.item() for name, loss in model.losses(*arguments, **named).items()}
 
 
 # ---- torchvision's detector with the same weights ----
@@ -233,7 +233,7 @@ def test_losses_are_torchvisions(
         labels = torch.randint(0, K, (count,))
         truth.append(Target(boxes, labels, torch.zeros(0, 4), TWIN_HW))
         named.append({"boxes": boxes, "labels": labels + 1})
-    matched = torch.stack([match_anchors(pair.anchors, t, positive_iou=0.7, negative_iou=0.3) for t in truth])
+    matched = match_anchors(pair.anchors, truth, positive_iou=0.7, negative_iou=0.3)
     their_labels, _ = pair.theirs.rpn.assign_targets_to_anchors([pair.anchors] * 2, named)
     assert torch.equal(matched >= 0, torch.stack(their_labels) == 1)
     assert torch.equal(matched == -1, torch.stack(their_labels) == 0)
@@ -423,6 +423,41 @@ def test_box_weight_scales_the_box_losses_alone(form: str) -> None:
     assert heavy["rpn_box"] == pytest.approx(3 * plain["rpn_box"], rel=1e-5)
     assert heavy["box"] == pytest.approx(3 * plain["box"], rel=1e-5)
     assert (heavy["rpn_class"], heavy["class"]) == (plain["rpn_class"], plain["class"])
+
+
+@both_forms
+def test_the_normalizer_counts_images_and_is_what_losses_divide_by_unless_given_another(form: str) -> None:
+    model = detector(form).eval()
+    own = model.normalizer(targets(), image_hw=(64, 96))
+    assert (own.dtype, own.shape, own.item()) == (torch.float32, (), 2)
+    plain = seeded_losses(model, pictures(), targets())
+    assert seeded_losses(model, pictures(), targets(), normalizer=own) == plain
+    thirds = seeded_losses(model, pictures(), targets(), normalizer=torch.tensor(6.0))
+    assert thirds == pytest.approx({name: loss / 3 for name, loss in plain.items()})
+
+
+@both_forms
+def test_parts_of_a_batch_add_up_to_the_whole_where_images_have_equal_samples(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here because the samples take in all: four images of one truth, and of each image as many proposals."""
+    monkeypatch.setattr(rpn, "SAMPLES", 10**6)
+    model = without_batch_norm(detector(form, roi_samples=10**6, train_proposals=10)).train()
+    images, truths = pictures(4), targets()[:1] * 4
+    total = model.normalizer(truths, image_hw=(64, 96))
+    sums, gradients = [], []
+    for sizes in ([4], [1, 3]):
+        model.zero_grad()
+        losses = [model.losses(part, truths[: len(part)], normalizer=total) for part in images.split(sizes)]
+        torch.stack([loss for terms in losses for loss in terms.values()]).sum().backward()
+        sums.append({name: sum(terms[name].item() for terms in losses) for name in losses[0]})
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert all(loss > 0 for loss in sums[0].values())
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(
+            gradients[1][name], gradient, rtol=1e-3, atol=1e-6 + 1e-5 * float(gradient.abs().max())
+        ), name
 
 
 @both_forms

@@ -6,14 +6,19 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from mnet_det.models.losses import (
     FOCAL_ALPHA,
     FOCAL_GAMMA,
     MIN_NEGATIVES,
+    QUALITY_BETA,
     focal_loss,
     giou_loss,
+    paired_iou,
+    quality_focal_loss,
     smooth_l1_loss,
     softmax_multibox_loss,
 )
@@ -97,6 +102,40 @@ def test_focal_loss_by_hand() -> None:
     assert focal_loss(logits, truth, none_ignored(truth)).item() == pytest.approx(expected, rel=1e-4)
 
 
+def ground_truth(classes: Tensor, qualities: Tensor, columns: int) -> Tensor:
+    """What each sigmoid is to be, as large as the logits."""
+    truth = F.one_hot(classes, columns) * qualities.unsqueeze(-1)
+    truth[..., 0] = 0
+    return truth
+
+
+@pytest.mark.parametrize("loss_name", ["focal", "quality_focal"])
+def test_focal_losses_are_those_of_a_truth_for_every_column(loss_name: str) -> None:
+    """Ours looks at the true columns apart; torchvision's, and equation 5 as it stands, at all of them alike."""
+    torch.manual_seed(0)
+    found = (torch.randn(3, 50, 6) * 3).requires_grad_()
+    expected = found.detach().clone().requires_grad_()
+    truth = torch.where(torch.rand(3, 50) < 0.2, torch.randint(1, 6, (3, 50)), 0)
+    truth[1] = 0  # an image without boxes
+    qualities = torch.rand(3, 50)
+    ignored = torch.rand(3, 50) < 0.1
+    if loss_name == "focal":
+        loss = focal_loss(found, truth, ignored)
+        whole = ground_truth(truth, torch.ones(3, 50), 6)
+        every = sigmoid_focal_loss(expected, whole, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA)
+    else:
+        loss = quality_focal_loss(found, truth, qualities, ignored)
+        whole = ground_truth(truth, qualities, 6)
+        score = expected.sigmoid()
+        every = -((whole - score) ** 2) * (whole * score.log() + (1 - whole) * (1 - score).log())
+    reference = every[~ignored].sum()
+    (loss + reference).backward()
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-5)
+    assert found.grad is not None
+    assert expected.grad is not None
+    assert torch.allclose(found.grad, expected.grad, atol=1e-5)
+
+
 def test_background_is_the_absence_of_every_class_to_focal_loss() -> None:
     logits = torch.zeros(1, 1, 3, requires_grad=True)
     truth = classes([0])
@@ -128,3 +167,72 @@ def test_no_matched_anchor_is_a_box_loss_of_0_with_a_gradient(box_loss: type[smo
     loss = box_loss(found, torch.zeros(0, 4))
     loss.backward()
     assert loss.item() == 0
+
+
+def ranked_twice(logits: Tensor, classes: Tensor, ignored: Tensor) -> Tensor:
+    """Multibox loss as it was first written: the rank of each anchor from a sort of a sort, and all in the graph."""
+    loss = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(classes)
+    positive, negative = (classes > 0) & ~ignored, (classes == 0) & ~ignored
+    hardness = loss.detach().masked_fill(~negative, -torch.inf)
+    rank = hardness.argsort(dim=1, descending=True).argsort(dim=1)
+    hard = negative & (rank < (3 * positive.sum(dim=1, keepdim=True)).clamp(min=MIN_NEGATIVES))
+    return (loss * (positive | hard)).sum()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_multibox_loss_chooses_as_a_double_sort_does(ties: bool) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(4, 200, 5)
+    values = values.round() if ties else values
+    truth = torch.where(torch.rand(4, 200) < 0.05, torch.randint(1, 5, (4, 200)), 0)
+    truth[0] = 0  # an image without boxes
+    ignored = torch.rand(4, 200) < 0.1
+    ignored[1, 3:] = True  # and one with less negatives than it may have
+    found, expected = values.clone().requires_grad_(), values.clone().requires_grad_()
+    loss, reference = softmax_multibox_loss(found, truth, ignored), ranked_twice(expected, truth, ignored)
+    (loss + reference).backward()
+    assert loss.item() == pytest.approx(reference.item(), rel=1e-6)
+    assert found.grad is not None
+    assert expected.grad is not None
+    assert torch.equal(found.grad, expected.grad)
+
+
+def test_quality_focal_loss_by_hand() -> None:
+    # Background and two classes with probabilities 0.2, 0.9, 0.3; the truth is the first class with an IoU of 0.6.
+    logits = torch.logit(torch.tensor([[[0.2, 0.9, 0.3]]]))
+    truth = classes([1])
+    # A column costs |y - p|² · -(y ln p + (1 - y) ln(1 - p)); where y is 0, that is p² · -ln(1 - p).
+    expected = (
+        (0.9 - 0.6) ** 2 * -(0.6 * math.log(0.9) + 0.4 * math.log(0.1))
+        + 0.3**2 * -math.log(0.7)
+        + 0.2**2 * -math.log(0.8)
+    )
+    assert QUALITY_BETA == 2.0
+    loss = quality_focal_loss(logits, truth, torch.tensor([[0.6]]), none_ignored(truth))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_score_that_is_its_boxs_iou_costs_nothing() -> None:
+    logits = torch.tensor([[[-30.0, math.log(0.6 / 0.4)]]], requires_grad=True)
+    truth = classes([1])
+    loss = quality_focal_loss(logits, truth, torch.tensor([[0.6]]), none_ignored(truth))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-10)
+    assert logits.grad is not None
+    assert logits.grad.abs().max().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_ignored_anchors_count_for_nothing_in_quality_focal_loss() -> None:
+    truth = classes([1, 0])
+    ignored = torch.ones_like(truth, dtype=torch.bool)
+    assert quality_focal_loss(torch.randn(1, 2, 3), truth, torch.tensor([[0.6, 0.0]]), ignored).item() == 0
+
+
+def test_paired_iou_is_the_diagonal_of_torchvisions() -> None:
+    torch.manual_seed(0)
+    corners = torch.rand(2, 50, 2) * 50
+    boxes, others = torch.cat([corners, corners + torch.rand(2, 50, 2) * 60 + 1], dim=2)
+    assert torch.allclose(paired_iou(boxes, others), box_iou(boxes, others).diagonal())
+    # Half over: 50 / 150. Apart: 0.
+    found = paired_iou(torch.tensor([[0.0, 0, 10, 10]] * 2), torch.tensor([[5.0, 0, 15, 10], [20, 0, 30, 10]]))
+    assert found.tolist() == pytest.approx([1 / 3, 0])

@@ -231,6 +231,21 @@ def test_unused_slots_are_not_learned_from() -> None:
     assert regions.boxes_xyxy.tolist() == found[[0, 2]].tolist()
 
 
+def test_unused_slots_take_no_box_from_those_in_use_whatever_other_images_have() -> None:
+    found = torch.stack([boxes((0, 0, 10, 10), (0, 0, 10, 4)), boxes((0, 0, 10, 10), (30, 30, 40, 40))])
+    truth = [target((0, 0, 10, 10), labels=[3]), target((30, 30, 40, 38), (70, 70, 90, 90), (5, 80, 9, 99))]
+    regions = sample_regions(Proposals(found, torch.tensor([[False, True], [False, True]])), truth, count=ALL)
+    # The first image's true box and a part of it, 0.4; the second's three true boxes, and 0.8 of one.
+    expected = [[0, 0, 10, 10], [0, 0, 10, 4], *truth[1].boxes_xyxy.tolist(), [30, 30, 40, 40]]
+    assert regions.boxes_xyxy.tolist() == expected
+    assert regions.image_index.tolist() == [0, 0, 1, 1, 1, 1]
+    assert regions.classes.tolist() == [4, 0, 1, 1, 1, 1]
+    assert regions.true_boxes_xyxy.tolist() == [
+        *truth[0].boxes_xyxy.tolist(),
+        *truth[1].boxes_xyxy[[0, 1, 2, 0]].tolist(),
+    ]
+
+
 def test_padding_and_crowds_are_not_learned_from() -> None:
     found = boxes((0, 40, 20, 58), (0, 40, 20, 60), (70, 0, 90, 20), (40, 0, 60, 20))
     # Centres (10, 49), (10, 50), (80, 10) and (50, 10); the image ends at x 80 and y 50, and half of the last is crowd.

@@ -131,7 +131,7 @@ def test_losses_are_torchvisions(seed: int, counts: tuple[int, int], monkeypatch
     named = [{"boxes": truth.boxes_xyxy} for truth in targets]
     labels, _ = theirs.assign_targets_to_anchors([anchors, anchors], named)
     for truth, image_labels in zip(targets, labels, strict=True):
-        matched = match_anchors(anchors, truth, positive_iou=0.7, negative_iou=0.3)
+        (matched,) = match_anchors(anchors, [truth], positive_iou=0.7, negative_iou=0.3)
         assert torch.equal(matched.clamp(max=0) + 1, torch.where(image_labels < 0, -1.0, image_labels).long())
         assert set(range(len(truth.boxes_xyxy))) <= set(matched.tolist())
     _, expected = theirs(torchvisions_images(), {str(number): features for number, features in enumerate(maps)}, named)

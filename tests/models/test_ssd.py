@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 
@@ -13,19 +14,22 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from mnet_det.config import ModelConfig
 from mnet_det.models import build_detector
-from mnet_det.models.detector import Detector
 from mnet_det.models.layers import ConvBNAct
 from mnet_det.models.matching import match_anchors
+from mnet_det.models.ssd import SSD
 from mnet_det.structures import Target
 
 K = 3
 SMALL = {"alpha": 0.25, "base_hw": (96, 128)}
 HEADS = ["ssd", "ssdlite"]
+CLASS_LOSSES = ["softmax", "focal", "quality_focal"]
 
 
-def detector(*, num_classes: int = K, **settings: object) -> Detector:
+def detector(*, num_classes: int = K, **settings: object) -> SSD:
     torch.manual_seed(0)
-    return build_detector(ModelConfig.model_validate(SMALL | settings), num_classes=num_classes)
+    ssd = build_detector(ModelConfig.model_validate(SMALL | settings), num_classes=num_classes)
+    assert isinstance(ssd, SSD)
+    return ssd
 
 
 def pictures(count: int = 2) -> Tensor:
@@ -64,14 +68,14 @@ def test_300_pixels_give_1917_candidates() -> None:
 def test_softmax_scores_and_background_sum_to_1() -> None:
     ssd = detector().eval()
     with torch.inference_mode():
-        logits, _, _ = ssd._predict(pictures())  # type: ignore[operator]  # the background column exists only in the head
+        logits, _, _ = ssd.predict(pictures())  # the background column exists only in the head
         scores = ssd(pictures()).scores
     background = logits.softmax(dim=-1)[..., 0]
     assert torch.allclose(scores.sum(dim=-1) + background, torch.ones(2, scores.shape[1]), atol=1e-5)
     assert background.min() > 0
 
 
-@pytest.mark.parametrize("class_loss", ["softmax", "focal"])
+@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 def test_a_score_column_is_its_labels_class(class_loss: str) -> None:
     ssd = detector(class_loss=class_loss).eval()
     label = 1
@@ -99,7 +103,7 @@ def test_a_predictor_output_belongs_to_the_anchor_it_was_trained_for(head: str) 
     assert changed.nonzero().flatten().tolist() == [(row * 8 + column) * 3 + anchor]
 
 
-LOSSES = list(itertools.product(HEADS, ["softmax", "focal"], ["smooth_l1", "giou"]))
+LOSSES = list(itertools.product(HEADS, CLASS_LOSSES, ["smooth_l1", "giou"]))
 
 
 @pytest.mark.parametrize(("head", "class_loss", "box_loss"), LOSSES, ids=map("-".join, LOSSES))
@@ -117,7 +121,7 @@ def test_every_parameter_gets_a_finite_gradient(head: str, class_loss: str, box_
 
 
 @pytest.mark.parametrize("box_loss", ["smooth_l1", "giou"])
-@pytest.mark.parametrize("class_loss", ["softmax", "focal"])
+@pytest.mark.parametrize("class_loss", CLASS_LOSSES)
 def test_losses_of_images_without_boxes_are_finite(class_loss: str, box_loss: str) -> None:
     ssd = detector(class_loss=class_loss, box_loss=box_loss).train()
     losses = ssd.losses(pictures(), [target(), target(crowd=(0.0, 0.0, 50.0, 50.0))])
@@ -172,9 +176,9 @@ def test_a_batch_equals_its_singles(head: str) -> None:
         assert torch.allclose(together.scores[index], single.scores[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_focal_loss_starts_from_the_prior(head: str) -> None:
-    scores = detector(head=head, class_loss="focal", num_classes=20).train()(pictures(8)).scores
+@pytest.mark.parametrize(("head", "class_loss"), [("ssd", "focal"), ("ssdlite", "focal"), ("ssd", "quality_focal")])
+def test_sigmoids_start_from_the_prior(head: str, class_loss: str) -> None:
+    scores = detector(head=head, class_loss=class_loss, num_classes=20).train()(pictures(8)).scores
     assert scores.mean().item() == pytest.approx(0.01, rel=0.5)
 
 
@@ -240,16 +244,16 @@ def test_losses_are_torchvisions_on_the_same_matches(head: str, images: str, mon
         truth[1] = target()
     with torch.no_grad():
         for predictors in (ssd.class_predictors, ssd.box_predictors):  # so that no two negatives cost the same
-            for parameter in predictors.parameters():  # type: ignore[union-attr]
+            for parameter in predictors.parameters():
                 parameter += torch.randn_like(parameter) * 0.3
         found = ssd.losses(pictures(), truth)
-        logits, deltas, anchors = ssd._predict(pictures())  # type: ignore[operator]
+        logits, deltas, anchors = ssd.predict(pictures())
     theirs = torchvisions.SSD(nn.Identity(), DefaultBoxGenerator([[2]]), (96, 128), K + 1, head=nn.Identity())
     expected = theirs.compute_loss(
         [{"boxes": one.boxes_xyxy, "labels": one.labels + 1} for one in truth],
         {"cls_logits": logits, "bbox_regression": deltas},
         [anchors, anchors],
-        [match_anchors(anchors, one) for one in truth],
+        list(match_anchors(anchors, truth)),
     )
     assert found["class"].item() == pytest.approx(expected["classification"].item(), rel=1e-4)
     assert found["box"].item() == pytest.approx(expected["bbox_regression"].item(), rel=1e-4)
@@ -261,3 +265,125 @@ def test_the_lowest_layer_can_have_six_anchors_a_cell() -> None:
     # As above, with 48 × 6 on the first map and not 48 × 3: 258 + 144.
     assert boxes_xyxy.shape == (2, 402, 1, 4)
     assert scores.shape == (2, 402, K)
+
+
+def gradients(ssd: SSD) -> dict[str, Tensor]:
+    found = {name: parameter.grad for name, parameter in ssd.named_parameters() if parameter.grad is not None}
+    ssd.zero_grad()
+    return {name: gradient.clone() for name, gradient in found.items()}
+
+
+def spread(ssd: SSD) -> SSD:
+    """Predictions that differ, so that the choice of hard negatives and every gradient says something."""
+    with torch.no_grad():
+        for predictors in (ssd.class_predictors, ssd.box_predictors):
+            for parameter in predictors.parameters():
+                parameter += torch.randn_like(parameter) * 0.05
+    return ssd
+
+
+@pytest.mark.parametrize(
+    ("class_loss", "box_loss"), [("softmax", "smooth_l1"), ("focal", "smooth_l1"), ("quality_focal", "giou")]
+)
+def test_parts_that_share_a_normalizer_learn_what_the_whole_batch_does(class_loss: str, box_loss: str) -> None:
+    """Divided by its own matched anchors, a part with few boxes weighed as much as one with many."""
+    ssd = spread(detector(class_loss=class_loss, box_loss=box_loss)).eval().double()
+    images, truth = pictures(3), [*targets(), target()]
+    whole = ssd.losses(images, truth)
+    sum(whole.values()).backward()  # type: ignore[union-attr]
+    expected = gradients(ssd)
+    total = ssd.normalizer(truth, image_hw=(96, 128))
+    parts = [slice(0, 1), slice(1, 3)]
+    assert total == sum(ssd.normalizer(truth[part], image_hw=(96, 128)) for part in parts)
+    sums = dict.fromkeys(whole, 0.0)
+    for part in parts:
+        losses = ssd.losses(images[part], truth[part], normalizer=total)
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        sums = {name: value + losses[name].item() for name, value in sums.items()}
+    assert sums == pytest.approx({name: value.item() for name, value in whole.items()}, rel=1e-6)
+    for name, gradient in gradients(ssd).items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-6, atol=1e-6 * expected[name].abs().max().item()), name
+
+
+def test_the_normalizer_counts_matched_anchors_and_may_be_0() -> None:
+    ssd = detector().eval()
+    matched = match_anchors(ssd.anchors_for((96, 128)), targets())
+    found = ssd.normalizer(targets(), image_hw=(96, 128))
+    assert found.dtype == torch.float32
+    assert found.item() == (matched >= 0).sum().item() > 0
+    assert ssd.normalizer([target()], image_hw=(96, 128)).item() == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"head": "ssdlite", "padding": "same", "base_hw": (100, 75)},
+        {"backbone": "squeezenet", "alpha": 1.0, "base_hw": (75, 101)},  # pools without padding: 18 cells, not 19
+    ],
+    ids=["ssd", "same padding", "no padding"],
+)
+def test_anchors_are_known_before_any_image(settings: dict[str, object]) -> None:
+    ssd = detector(**settings).eval()
+    height, width = ModelConfig.model_validate(SMALL | settings).input_hw
+    anchors = ssd.anchors_for((height, width))
+    with torch.inference_mode():
+        assert torch.equal(anchors, ssd.predict(torch.zeros(1, 3, height, width, dtype=torch.uint8)).anchors)
+
+
+def test_asking_for_anchors_leaves_no_trace() -> None:
+    """Not in batch norm's statistics, not in the random numbers, and not in a stem that was frozen by itself."""
+    ssd = detector().train()
+    ssd.backbone.get_submodule("stem").eval()
+    modes = {name: module.training for name, module in ssd.named_modules()}
+    state, random = copy.deepcopy(ssd.state_dict()), torch.get_rng_state()
+    ssd.anchors_for((96, 128))
+    assert {name: module.training for name, module in ssd.named_modules()} == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert ssd.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ssd.state_dict().items())
+    for same in (copy.deepcopy(ssd), pickle.loads(pickle.dumps(ssd))):
+        assert torch.equal(same.anchors_for((96, 128)), ssd.anchors_for((96, 128)))
+
+
+def test_anchors_that_were_first_asked_for_without_gradients_serve_training() -> None:
+    """A tensor that is made in inference mode cannot take part in a backward pass."""
+    ssd = detector(box_loss="giou").train()
+    with torch.inference_mode():
+        ssd.anchors_for((96, 128))
+        ssd.losses(pictures(), targets())
+    losses = ssd.losses(pictures(), targets(), normalizer=ssd.normalizer(targets(), image_hw=(96, 128)))
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert gradients(ssd)
+
+
+def test_the_quality_of_a_box_is_no_reason_to_move_it() -> None:
+    """The score follows the box's IoU; were the IoU not a constant, a box could get worse to suit its score."""
+    ssd = detector(class_loss="quality_focal").eval()
+    raw = ssd.predict(pictures())
+    deltas = raw.deltas.detach().requires_grad_()
+    losses = ssd.losses_of(raw._replace(deltas=deltas), targets())
+    losses["class"].backward(retain_graph=True)
+    assert deltas.grad is None
+    losses["box"].backward()
+    assert deltas.grad is not None
+
+
+def test_quality_focal_loss_wants_the_iou_of_each_matched_box_and_nothing_elsewhere() -> None:
+    ssd = detector(class_loss="quality_focal").eval()
+    truth = targets()
+    raw = ssd.predict(pictures())
+    matched = match_anchors(raw.anchors, truth)
+    deltas = raw.deltas.detach().clone()
+    wanted = torch.zeros_like(raw.logits)
+    for image, anchor in (matched >= 0).nonzero().tolist():
+        box = int(matched[image, anchor])
+        deltas[image, anchor] = ssd.box_coder.encode(raw.anchors[anchor], truth[image].boxes_xyxy[box])
+        wanted[image, anchor, int(truth[image].labels[box]) + 1] = 1
+    # Every box sits on its true one, so that the IoU is 1, and logits of ±20 say just that.
+    perfect = raw._replace(deltas=deltas, logits=40 * wanted - 20)
+    losses = ssd.losses_of(perfect, truth)
+    assert losses["class"].item() == pytest.approx(0, abs=1e-5)
+    assert losses["box"].item() == pytest.approx(0, abs=1e-5)
+    shifted = deltas + deltas.new_tensor([3.0, 0, 0, 0])  # by 0.3 of the anchor's width
+    assert ssd.losses_of(perfect._replace(deltas=shifted), truth)["class"] > 0.1

@@ -155,3 +155,9 @@ def test_a_missing_timm_is_named_with_the_line_that_installs_it(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingPackageError, match=r"model\.backbone=timm:resnet18 needs timm: .*install.* timm"):
         timm_backbone("resnet18")
+
+
+def test_stem_and_its_norm_are_one_block() -> None:
+    blocks = shared_backbone("resnet18", need="c4").blocks_in_order
+    assert [type(part) for part in blocks[0]] == [nn.Conv2d, nn.BatchNorm2d]
+    assert len(blocks) == 5  # stem, three stages, and our second stage

@@ -52,7 +52,7 @@ def pictures(count: int, side: int = 96) -> Tensor:
 def raw(ssd: SSD, images: Tensor) -> Tensor:
     """Logits and deltas side by side."""
     with torch.no_grad():
-        logits, deltas, _ = ssd._predict(images)
+        logits, deltas, _ = ssd.predict(images)
     return torch.cat([logits, deltas], dim=-1)
 
 

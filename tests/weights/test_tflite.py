@@ -118,7 +118,7 @@ def nchw(values: NDArray[np.float32]) -> Tensor:
 
 def raw_outputs(network: SSD, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     with torch.inference_mode():
-        logits, deltas, _ = network._predict(torch.from_numpy(pixels)[None])
+        logits, deltas, _ = network.predict(torch.from_numpy(pixels)[None])
     return logits.numpy(), deltas.numpy()
 
 
