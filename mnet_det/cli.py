@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mnet_det.data.convert import Converted
     from mnet_det.data.faults import Fault
     from mnet_det.engine.bench import Frames
+    from mnet_det.engine.distributed import World
     from mnet_det.engine.evaluate import Scores
     from mnet_det.live.stats import ModelStats
     from mnet_det.report.cost import Cost
@@ -167,7 +168,7 @@ def train(
     On several GPUs: torchrun --nproc-per-node 4 -m mnet_det train configs/ssd300_mobilenet_v1.yaml data.root=coco
     """
     from mnet_det.config import load_config
-    from mnet_det.engine.distributed import is_restart, open_world
+    from mnet_det.engine.distributed import open_world
     from mnet_det.engine.train import train as run_training
 
     path, overrides = _split(words)
@@ -176,7 +177,7 @@ def train(
     config = load_config(path, overrides)
     with open_world() as world:
         # One process chooses the folder: the next would find it taken.
-        folder, checkpoint = world.share(_run_folder(path.stem, out, "auto" if is_restart() else resume))
+        folder, checkpoint = world.share(_chosen_run(world, path.stem, out, resume) if world.is_first else None)
         try:
             result = run_training(
                 config, out=folder, resume=checkpoint, overfit=overfit, console=_console(), world=world
@@ -841,6 +842,19 @@ def _run_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, 
     if resume is not None:
         return out or Path(resume).parent, Path(resume)
     return out or free_folder(folder), None
+
+
+def _chosen_run(world: World, name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
+    """As `_run_folder`; where torchrun starts processes again, what they chose before, and how far they came."""
+
+    def choose() -> list[str]:
+        return [str(path) for path in _run_folder(name, out, resume) if path is not None]
+
+    chosen, again = world.once(choose)
+    folder, *checkpoints = map(Path, chosen)
+    if again and (folder / "last.pt").exists():
+        checkpoints = [folder / "last.pt"]
+    return folder, next(iter(checkpoints), None)
 
 
 def _numbers(name: str, text: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
@@ -35,10 +36,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a process that was killed had begun to write into a folder."""
-    for path in folder.glob(".*.tmp*"):
-        path.unlink(missing_ok=True)
+def remove_unfinished(path: Path) -> None:
+    """Delete what processes that were killed had begun to write in the place of a file."""
+    for temporary in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp{glob.escape(path.suffix)}"):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

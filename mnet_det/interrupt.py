@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Handler = Callable[[int], None]
+SAME_WISH_S = 0.5
+"""What follows the first signal within this time says the same again: a scheduler reaches the processes of torchrun
+itself, and once more through torchrun; a terminal that is closed hangs up, and so does its shell."""
 
 
 class Stopped(KeyboardInterrupt):  # it is no error, and whoever expects Ctrl-C expects it
@@ -49,11 +53,12 @@ class StopWish:
     """The first signal raises `Stopped`, or waits to be asked for while it is deferred; a second ends the process.
 
     Attributes:
-        number: of the signal that came while deferred; None until then.
+        number: of the first signal; None until it comes.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._came_at = 0.0
         self._deferred = False
 
     @contextmanager
@@ -74,18 +79,20 @@ class StopWish:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Within what is deferred, what may be torn apart at any time."""
-        if self.number is not None:
-            raise Stopped(self.number)
         self._deferred = False
         try:
+            if self.number is not None:
+                raise Stopped(self.number)
             yield
         finally:
             self._deferred = True
 
     def _answer(self, number: int) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if number != signal.SIGINT:  # whichever comes second
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self.number = number
-        if not self._deferred:
-            raise Stopped(number)
+        if self.number is None:
+            self.number, self._came_at = number, time.monotonic()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends even what hangs where Python does not get to answer
+            if not self._deferred:
+                raise Stopped(number)
+        elif time.monotonic() - self._came_at > SAME_WISH_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -118,7 +118,8 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """The same batch on another device, in four transfers, however many the images.
 
-        They wait for nothing where the images are pinned. The tensors of the targets are then views of one.
+        They wait for nothing where the images are pinned, and only there: what MPS copies, or a GPU sends to the CPU,
+        could be read too early or too late (pytorch/pytorch#189690). The tensors of the targets are then views of one.
         """
         pinned = self.images.is_pinned()
         boxes_xyxy = _moved([target.boxes_xyxy for target in self.targets], device, pinned=pinned)
@@ -126,7 +127,7 @@ class Batch:
         ignored_xyxy = _moved([target.ignored_xyxy for target in self.targets], device, pinned=pinned)
         valid_hws = [target.valid_hw for target in self.targets]
         return Batch(
-            self.images.to(device, non_blocking=True),
+            self.images.to(device, non_blocking=pinned),
             [Target(*parts) for parts in zip(boxes_xyxy, labels, ignored_xyxy, valid_hws, strict=True)],
             self.image_ids,
         )
@@ -140,7 +141,7 @@ def _moved(tensors: Sequence[Tensor], device: Any, *, pinned: bool) -> Sequence[
     joined = tensors[0].new_empty((sum(lengths), *tensors[0].shape[1:]), pin_memory=pinned)
     for place, tensor in zip(joined.split(lengths), tensors, strict=True):
         place.copy_(tensor)
-    return joined.to(device, non_blocking=True).split(lengths)
+    return joined.to(device, non_blocking=pinned).split(lengths)
 
 
 class Candidates(NamedTuple):

@@ -87,10 +87,13 @@ def test_every_verb_has_help_with_an_example(verb: str, cli: Cli) -> None:
 
 def test_the_module_is_the_command() -> None:
     child = subprocess.run(
-        [sys.executable, "-m", "mnet_det", "info", "--head", "bogus"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mnet_det", "convert", "voc", "nosuch", "--out", "voc.json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert child.returncode == 2
-    assert "--head bogus: expected one of classifier, ssd, ssdlite" in child.stderr
+    assert child.returncode == 1
+    assert child.stderr == "error: nosuch: no such folder\n"
     assert child.stdout == ""
 
 
@@ -274,6 +277,32 @@ def test_overfit_is_passed_on(cli: Cli, config: Path, here: Path, monkeypatch: p
     answer = cli("train", config, "--overfit", "1", "--out", "run")
     assert answer.status == 0, answer.err
     assert "1 images, " in answer.out
+
+
+def test_a_run_that_torchrun_starts_again_keeps_its_folder(here: Path) -> None:
+    """It took the newest run of that name, which may be another's, or began a new one where another machine failed."""
+    from torch.distributed import HashStore
+
+    from mnet_det.cli import _chosen_run
+    from mnet_det.engine.distributed import World
+
+    def save(folder: str) -> Path:
+        last = Path("runs") / folder / "last.pt"
+        last.parent.mkdir(parents=True)
+        last.touch()
+        return last
+
+    world = World(store=HashStore())
+    save("ssd")
+    assert _chosen_run(world, "ssd", None, None) == (Path("runs/ssd-2"), None)
+    assert _chosen_run(world, "ssd", None, None) == (Path("runs/ssd-2"), None)  # it died before it saved
+    ours = save("ssd-2")
+    save("ssd-3")
+    assert _chosen_run(world, "ssd", None, None) == (Path("runs/ssd-2"), ours)
+    world = World(store=HashStore())
+    theirs, new = Path("runs/ssd/last.pt"), Path("new")
+    assert _chosen_run(world, "ssd", new, str(theirs)) == (new, theirs)
+    assert _chosen_run(world, "ssd", new, str(theirs)) == (new, theirs)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from mnet_det import files
 from mnet_det.errors import MnetDetError
-from mnet_det.files import free_folder, used_folders, whole_file, write_json, write_text
+from mnet_det.files import free_folder, remove_unfinished, used_folders, whole_file, write_json, write_text
 
 
 def write_half(path: Path, error: Exception) -> None:
@@ -71,6 +71,16 @@ def test_two_processes_write_to_different_temporary_files(tmp_path: Path, monkey
         assert path.read_text() == "theirs"
         ours.write_text("ours")
     assert path.read_text() == "ours"
+
+
+def test_only_what_was_begun_in_the_place_of_a_file_is_removed(tmp_path: Path) -> None:
+    """A run that went on removed all hidden `.tmp` files of its folder: a user's, and an export's that was going on."""
+    kept = [".last.12.tmp.onnx", ".best.12.tmp.pt", ".settings.tmpl", "last.pt", ".last.tmp.pt"]
+    (tmp_path / ".last.9.tmp.pt").mkdir()  # what cannot be removed does no harm
+    for name in (*kept, ".last.12.tmp.pt", ".last.13.tmp.pt"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path / "last.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, ".last.9.tmp.pt"}
 
 
 def test_text_is_utf_8(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ import itertools
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -33,11 +34,13 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Image
 
-from mnet_det.config import Config, DataConfig, ModelConfig, Split, TrainConfig
+from mnet_det.config import Config, ModelConfig, Split, parse_config
 from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
 from mnet_det.data.loader import EpochBatches, make_loader
 from mnet_det.engine.device import autocast
+from mnet_det.engine.distributed import ALONE
+from mnet_det.engine.guard import Guard
 from mnet_det.engine.schedule import lr_factor, set_lr
 from mnet_det.engine.state import start_state
 from mnet_det.errors import MnetDetError
@@ -76,7 +79,7 @@ class Maps(nn.Module):
 
 
 class OurTraining:
-    """The step of `engine/train.py`."""
+    """The step of `engine/train.py`, its guard included."""
 
     def __init__(self, config: Config, *, num_classes: int, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -84,10 +87,12 @@ class OurTraining:
         self.device = device
         self.state = start_state(config, num_classes=num_classes, steps_per_epoch=1000, device=device, scale_loss=False)
         self.state.detector.train()
+        self.guard = Guard(self.state.detector, out=Path(), class_names=(), world=ALONE, console=Console(quiet=True))
 
     def __call__(self, batch: Batch) -> float:
         """Learn from one batch; returns its loss."""
         state, settings = self.state, self.config.train
+        self.guard.keep()
         batch = batch.to(self.device)
         set_lr(state.optimizer, lr_factor(0, settings, steps_per_epoch=state.steps_per_epoch))
         state.optimizer.zero_grad(set_to_none=True)
@@ -263,10 +268,13 @@ def contestant(
 
 
 def measure_step(chosen: argparse.Namespace) -> tuple[str, dict[str, list[float]]]:
-    """What was measured, and images a second of every round by contestant."""
+    """What was measured, and images a second of every round by contestant.
+
+    Raises:
+        MnetDetError: settings that no detector has.
+    """
     device = torch.device("cpu")
-    settings = TrainConfig(batch_size=chosen.batch_size, lr=0.01, ema=EMA)
-    config = Config(model=_model(chosen), train=settings)
+    config = _config(chosen)
     batch = drawn_batch(chosen.batch_size, side=config.model.input_hw[0])
     how: dict[str, Any] = {"batch_size": chosen.batch_size, "steps": 1, "device": device}
     kinds: dict[str, Any] = {"num_classes": CLASSES, "device": device}
@@ -291,16 +299,12 @@ def measure_loop(chosen: argparse.Namespace) -> tuple[str, dict[str, list[float]
     """As `measure_step`, loaders included.
 
     Raises:
-        MnetDetError: no GPU, or data that cannot be read.
+        MnetDetError: also without a GPU, or with data that cannot be read.
     """
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise MnetDetError("there is no GPU here, and this is measured on one; `--device cpu` shows that it runs")
     device = torch.device(chosen.device)
-    config = Config(
-        model=_model(chosen),
-        data=DataConfig(root=chosen.root, workers=chosen.workers),
-        train=TrainConfig(batch_size=chosen.batch_size, lr=0.01, ema=EMA, compile=chosen.compile),
-    )
+    config = _config(chosen, data={"root": chosen.root, "workers": chosen.workers})
     split: Split = chosen.split
     data = open_data(config.data, split)
     kinds: dict[str, Any] = {"num_classes": len(data.class_names), "device": device}
@@ -323,8 +327,10 @@ def measure_loop(chosen: argparse.Namespace) -> tuple[str, dict[str, list[float]
     return what, dict(zip(contestants, rates, strict=True))
 
 
-def _model(chosen: argparse.Namespace) -> ModelConfig:
-    return ModelConfig(head="ssd", alpha=chosen.alpha, base_hw=(chosen.size, chosen.size))
+def _config(chosen: argparse.Namespace, **sections: Mapping[str, Any]) -> Config:
+    model = {"head": "ssd", "alpha": chosen.alpha, "base_hw": (chosen.size, chosen.size)}
+    train = {"batch_size": chosen.batch_size, "lr": 0.01, "ema": EMA}
+    return parse_config({"model": model, "train": train, **sections})
 
 
 def report(rates: dict[str, list[float]]) -> Iterator[str]:

@@ -289,18 +289,23 @@ class Batches(DataLoader[Batch]):
             DataError: an annotation breaks the augmentation, hardly any image can be used, or workers are killed again
                 and again.
         """
+        for images, draws in self._collated():
+            for fault in (fault for drawn in draws for fault in drawn.left_out):
+                self._leave_out(fault)
+            yield make_batch(images, draws)
+
+    def _collated(self) -> Iterator[tuple[torch.Tensor, list[Drawn]]]:
+        """What `collate` made, by workers that are started again if they are killed."""
         rest = self.batch_sampler
         assert isinstance(rest, _Rest)
         rest.start()
         deaths = 0
         while True:
             try:
-                for images, draws in self._collated():
+                for collated in self._until_a_death():
                     deaths = 0
                     rest.behind += 1
-                    for fault in (fault for drawn in draws for fault in drawn.left_out):
-                        self._leave_out(fault)
-                    yield make_batch(images, draws)
+                    yield collated
                 return
             except DataError as error:  # from a worker, its text is a whole traceback
                 message = str(error).strip().rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]
@@ -311,8 +316,8 @@ class Batches(DataLoader[Batch]):
             deaths += 1
             self._start_again(deaths)
 
-    def _collated(self) -> Iterator[tuple[torch.Tensor, list[Drawn]]]:
-        """What `collate` made, with the signal handler that was there before.
+    def _until_a_death(self) -> Iterator[tuple[torch.Tensor, list[Drawn]]]:
+        """The rest of what `collate` makes, with the signal handler that was there before.
 
         torch sets one that raises wherever the program happens to be when a worker ends, in the middle of a step, too.
         Without it, the next wait for a batch notices within five seconds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "kind": checkpoint.kind,
         "folded": checkpoint.folded,
     }
+    save_tensors(path, content)
+
+
+def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values; see `save_checkpoint`."""
     with whole_file(path) as temporary:
         try:
             torch.save(content, temporary)

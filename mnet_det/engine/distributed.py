@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,8 @@ PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: while the first one scores, decodes a cache or fetches weights."""
 MEETING_S = 0.02
 """Between two looks at who is there."""
+CHOSEN = "chosen"
+"""What `World.once` keeps goes by this name in torchrun's store."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class World:
         rank: of this process, 0…size-1. The first one prints, writes and scores.
         size: how many there are.
         local_rank: of this process on its machine, which is the number of its GPU.
+        store: what torchrun keeps while it starts processes again; None without torchrun.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    store: dist.Store | None = None  # type: ignore[name-defined]
 
     @property
     def is_first(self) -> bool:
@@ -59,6 +64,20 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def collect(self, value: Any) -> list[Any]:
+        """As `gather`, but the first process alone gets it, and the others nothing."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size if self.is_first else []
+        dist.gather_object(value, values or None)
+        return values
+
+    def align(self, tensors: Iterable[Tensor]) -> None:
+        """Bring tensors to what the first process has in them."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def wait(self) -> None:
         """Until every process has come here."""
         if self.size > 1:
@@ -72,6 +91,23 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def once(self, choose: Callable[[], Any]) -> tuple[Any, bool]:
+        """What this process chooses (anything that JSON can hold), for as long as torchrun lives.
+
+        How often torchrun says that it started a process would not do: where one dies on another machine, it says that
+        it has not.
+
+        Returns:
+            The choice, and whether it was made by a process in whose place torchrun started this one.
+        """
+        if self.store is None:
+            return choose(), False
+        if self.store.check([CHOSEN]):
+            return json.loads(self.store.get(CHOSEN)), True
+        chosen = choose()
+        self.store.set(CHOSEN, json.dumps(chosen))
+        return chosen, False
+
 
 ALONE = World()
 
@@ -81,25 +117,32 @@ def open_world() -> Iterator[World]:
     """The processes that torchrun started with this one, or this one alone.
 
     Raises:
-        MnetDetError: another process of the run has ended.
+        MnetDetError: the others cannot be met, or one of them has ended.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if os.environ.get("WORLD_SIZE", "1") == "1" and not by_torchrun:
         yield ALONE
         return
-    # Tensors of GPUs go through NCCL; what is pickled, and all of it without GPUs, through gloo.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
-    own_part = dist.PrefixStore(_meet(store, rank=rank, size=size), store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=own_part, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield World(rank=rank, size=size, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+        if size > 1:
+            # Tensors of GPUs go through NCCL; what is pickled, and all of it without GPUs, through gloo.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            own_part = dist.PrefixStore(_meet(store, rank=rank, size=size), store)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=own_part, rank=rank, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise MnetDetError(
+            f"the other processes of this run cannot be met ({_reason(error)}); start them with torchrun, or this one "
+            "without WORLD_SIZE"
+        ) from error
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    try:
+        yield World(rank=rank, size=size, local_rank=local_rank, store=store if by_torchrun else None)
     except RuntimeError as error:
         if not any(mark in str(error).lower() for mark in ("gloo", "nccl", "connection")):
             raise
-        reason = str(error).splitlines()[0]
-        raise MnetDetError(f"another process of this run has ended ({reason[:120]}); see what it said") from error
-    finally:
+        raise MnetDetError(f"another process of this run has ended ({_reason(error)}); see what it said") from error
+    if size > 1:  # only where all is well, since NCCL waits for all to do the same; else the end of the process does it
         dist.destroy_process_group()
 
 
@@ -128,6 +171,5 @@ def _meet(store: dist.Store, *, rank: int, size: int) -> str:  # type: ignore[na
     raise MnetDetError(f"only some of {size} processes came within {PATIENCE}; see what torchrun says")
 
 
-def is_restart() -> bool:
-    """Whether torchrun started this process in the place of one that died (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0][:120]

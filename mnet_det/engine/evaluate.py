@@ -173,38 +173,33 @@ def score_model(
     """As `evaluate`, with the annotations already read: `truth` as `restrict` gives it.
 
     Each process of `world` detects in its share of the images, the first one scores, and all return, or raise, the
-    same. Images that cannot be used are not scored.
+    same; but the results, which may be large, are with the first alone. Images that cannot be used are not scored.
 
     Raises:
         DataError: as `detect_all`, or more than half of the images cannot be used.
         MissingPackageError: the scorer is not installed.
     """
-    found = _detect_sharded(predictor, data, batch_size=batch_size, scorer=scorer, world=world)
-    left_out = tuple(entry for entry in found if isinstance(entry, Fault))
-    if 2 * len(left_out) > len(data):
-        raise DataError(f"{len(left_out)} of {len(data)} images cannot be used, such as {left_out[0]}")
-    results = [result for entry in found if not isinstance(entry, Fault) for result in entry]
-    used = data.without(left_out)
-
-    def score() -> Scores:
-        return _score_joined(results, restrict(truth, used), join_classes(predictor.class_names, data), scorer=scorer)
-
-    scores = _reveal(world.share(_attempt(score) if world.is_first else None))
-    return replace(scores, left_out=left_out), results
-
-
-def _detect_sharded(
-    predictor: Predictor, data: CocoData, *, batch_size: int | None, scorer: Scorer, world: World
-) -> list[list[dict[str, Any]] | Fault]:
-    """As `detect_all`, each process a part of the images; all of them on every process, in the order of the data."""
 
     def detect() -> list[list[dict[str, Any]] | Fault]:
         scorers.require(scorer)
         join_classes(predictor.class_names, data)  # the part may lack boxes of the classes that the model does not know
         return list(detect_all(predictor, data.part(world.rank, world.size), batch_size=batch_size))
 
-    parts = [_reveal(part) for part in world.gather(_attempt(detect))]
-    return [parts[index % world.size][index // world.size] for index in range(len(data))]
+    outcomes = world.collect(_attempt(detect))
+    results: list[dict[str, Any]] = []
+
+    def score() -> Scores:
+        parts = [_reveal(outcome) for outcome in outcomes]
+        found = [parts[index % world.size][index // world.size] for index in range(len(data))]
+        left_out = tuple(entry for entry in found if isinstance(entry, Fault))
+        if 2 * len(left_out) > len(data):
+            raise DataError(f"{len(left_out)} of {len(data)} images cannot be used, such as {left_out[0]}")
+        results.extend(result for entry in found if not isinstance(entry, Fault) for result in entry)
+        used = restrict(truth, data.without(left_out))
+        scores = _score_joined(results, used, join_classes(predictor.class_names, data), scorer=scorer)
+        return replace(scores, left_out=left_out)
+
+    return _reveal(world.share(_attempt(score) if world.is_first else None)), results
 
 
 def _attempt(action: Callable[[], Result]) -> Result | MnetDetError:

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mnet_det.engine.checkpoint import save_tensors
 from mnet_det.engine.distributed import World
 from mnet_det.engine.pictures import picture_batch
 from mnet_det.errors import MnetDetError
-from mnet_det.files import whole_file
 from mnet_det.images import write_image
 from mnet_det.models.detector import Detector
 from mnet_det.structures import Batch
@@ -69,7 +69,9 @@ class Guard:
         told = self._world.gather([_tell(losses[part], batches[part]) for part in bad])
         lines = [line for lines in told for line in lines]
         # Where every loss is finite, a gradient is not, and nobody can say whose.
-        what = "; ".join(lines) or f"the gradient is not finite on images {batches[-1].image_ids}"
+        image_ids = [image_id for batch in batches for image_id in batch.image_ids]
+        others = " and those of the other processes" if self._world.size > 1 else ""
+        what = "; ".join(lines) or f"the gradient is not finite on images {image_ids}{others}"
         self._console.print(f"step skipped: {what}", markup=False, highlight=False, soft_wrap=True)
         if self._in_a_row < MOST_SKIPPED:
             return
@@ -101,6 +103,5 @@ def _save_batch(batch: Batch, out: Path, class_names: Sequence[str]) -> None:
         "labels": [target.labels.clone() for target in batch.targets],
         "ignored_xyxy": [target.ignored_xyxy.clone() for target in batch.targets],
     }
-    with whole_file(out / "bad_batch.pt") as temporary:
-        torch.save(content, temporary)
+    save_tensors(out / "bad_batch.pt", content)
     write_image(out / "bad_batch.jpg", picture_batch(batch, class_names))

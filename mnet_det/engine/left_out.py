@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class LeftOut:
         self._listed = _read(self._path) if resumed else {}
         self._lines = 0
         if world.is_first and not resumed:
-            self._path.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+            with suppress(OSError):
+                self._path.unlink()  # of a run that ended before its first checkpoint
 
     def add(self, faults: Iterable[Fault]) -> None:
         """List the faults that are new, and say in one line what they are.
@@ -57,9 +59,8 @@ class LeftOut:
 
     def exchange(self) -> None:
         """List what the other processes met; all of them call this together."""
-        met, self._met = self._world.gather(self._met), []
-        if self._world.is_first:
-            self.add(fault for faults in met for fault in faults)
+        met, self._met = self._world.collect(self._met), []
+        self.add(fault for faults in met for fault in faults)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from mnet_det.engine.distributed import World
 from mnet_det.models.detector import Detector
 from mnet_det.models.distillation import distillation_losses
 from mnet_det.models.ssd import SSD
+from mnet_det.models.timm_backbone import TimmBackbone
 from mnet_det.structures import Target
 
 
@@ -49,6 +50,16 @@ class Objective(nn.Module):
             class_weight=self._class_weight,
             box_weight=self._box_weight,
         )
+
+
+def share_batch_norm(detector: Detector) -> Detector:
+    """The same detector, whose batch norm looks at the images of all processes."""
+    if isinstance(detector.backbone, TimmBackbone):  # its batch norms hold an activation, which torch's would drop
+        from timm.layers.norm_act import convert_sync_batchnorm
+    else:
+        convert_sync_batchnorm = nn.SyncBatchNorm.convert_sync_batchnorm
+    shared: Detector = convert_sync_batchnorm(detector)
+    return shared
 
 
 def share_gradients(objective: Objective, world: World, device: torch.device) -> nn.Module:

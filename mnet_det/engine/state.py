@@ -30,6 +30,7 @@ KEPT_SETTINGS = (
     "lr_batch_size",
     "backbone_lr_factor",
     "freeze_blocks",
+    "frozen_bn",
     "momentum",
     "weight_decay",
     "batch_size",
@@ -82,6 +83,11 @@ class State:
     def position(self) -> int:
         """Steps behind, of all epochs."""
         return self.epoch * self.steps_per_epoch + self.step
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Mean of each loss term in this epoch; none where all of its steps were skipped."""
+        return {name: float(value) / (self.step - self.skipped) for name, value in self.sums.items()}
 
     def count(self, losses: dict[str, Tensor] | None) -> None:
         """One step more, of which these were the loss terms; None if it was skipped."""
@@ -143,6 +149,17 @@ def save_state(state: State, config: Config, data: CocoData, out: Path) -> None:
 def save_best(state: State, config: Config, data: CocoData, out: Path) -> None:
     """Write `best.pt`, which has the weights to detect with and nothing else."""
     save_checkpoint(out / "best.pt", _checkpoint(state, config, data, None))
+
+
+def go_back(source: Path, out: Path) -> None:
+    """Let `last.pt` be the checkpoint that is gone on from, where that is an earlier one.
+
+    Saving makes `last.pt` the previous one: a damaged one would take the place of the only one that is good.
+    """
+    last = out / "last.pt"
+    if last.exists() and not last.samefile(source):
+        with whole_file(last) as temporary:
+            _link(source, temporary)
 
 
 def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: CocoData, *, source: Path) -> None:

@@ -7,10 +7,11 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from mnet_det.cache import cache_folder
-from mnet_det.config import Config, Split
+from mnet_det.config import Config
 from mnet_det.data import open_data
 from mnet_det.data.annotations import nothing_to_learn
 from mnet_det.data.coco import CocoData, read_coco_json, refuse_fatal
@@ -35,13 +36,13 @@ from mnet_det.engine.evaluate import Scores, restrict
 from mnet_det.engine.freeze import train_mode
 from mnet_det.engine.guard import Guard
 from mnet_det.engine.left_out import LeftOut
-from mnet_det.engine.objective import Objective, share_gradients, without_sharing
+from mnet_det.engine.objective import Objective, share_batch_norm, share_gradients, without_sharing
 from mnet_det.engine.overfit import OVERFIT_STEPS, overfit_config
 from mnet_det.engine.pictures import picture_batch
 from mnet_det.engine.run_log import Row, RunLog
 from mnet_det.engine.schedule import lr_factor, scaled_lr, set_lr
 from mnet_det.engine.start import adopt_needs, open_start, start_from, unfold
-from mnet_det.engine.state import State, restore_state, save_best, save_state, start_state
+from mnet_det.engine.state import State, go_back, restore_state, save_best, save_state, start_state
 from mnet_det.engine.teacher import open_teacher
 from mnet_det.engine.validate import rehearse_scoring, score, training_loader, validation_loss
 from mnet_det.errors import ConfigError
@@ -51,6 +52,17 @@ from mnet_det.interrupt import Stopped, StopWish
 from mnet_det.models.ssd import SSD
 from mnet_det.structures import Batch
 
+RUN_FILES = (
+    "last.pt",
+    "previous.pt",
+    "best.pt",
+    "config.yaml",
+    "metrics.csv",
+    "left_out.json",
+    "train_batch.jpg",
+    "val_predictions.jpg",
+)
+"""What a run writes into its folder again and again."""
 UNFOLD_IMAGES = 64
 """Training images on which folded batch norm is measured."""
 UNFOLD_TOGETHER = 4
@@ -71,23 +83,27 @@ class Run:
     """What stays the same while a run goes on, and when it last saved.
 
     Attributes:
+        truth: the annotations that the validation images are scored by.
         objective: the detector's losses; its gradients are those of all processes.
         loader: gives the parts of one batch after another that go through this process.
-        rehearse_scoring: fails where scoring would fail after the first epochs.
+        resumed_from: the checkpoint that it goes on from, if any.
     """
 
     config: Config
     out: Path
     data: CocoData
+    val_data: CocoData
+    truth: Mapping[str, Any]
     device: torch.device
     world: World
     console: Console
-    wish: StopWish
     objective: nn.Module
     loader: Batches
     batches: EpochBatches
     guard: Guard
-    rehearse_scoring: Callable[[], None]
+    left_out: LeftOut
+    resumed_from: Path | None
+    wish: StopWish = field(default_factory=StopWish)
     saved_at: float = field(default_factory=time.monotonic)
 
     def save(self, state: State) -> None:
@@ -135,6 +151,33 @@ def train(
     """
     if console is None or not world.is_first:
         console = Console(quiet=True)
+    run, state = _prepare(config, out=out, resume=resume, overfit=overfit, console=console, world=world)
+    config = run.config
+    with run.wish.listening():
+        _open_folder(run)
+        if run.resumed_from is None:
+            run.save(state)  # from here on the run can be gone on with; a disk that cannot hold it says so now
+        with RunLog(out, first_epoch=state.epoch, enabled=world.is_first) as log, run.wish.deferred():
+            while state.epoch < config.train.epochs and not _is_stale(state, config):
+                row = _train_epoch(run, state)
+                if (state.epoch + 1) % config.train.eval_every == 0 or state.epoch + 1 == config.train.epochs:
+                    run.save(state)  # scoring may take long, and a signal ends it
+                    scores, numbers = _validate(run, state)
+                    row |= numbers
+                state.end_epoch()
+                run.left_out.exchange()
+                log.write(state.epoch, row)  # before the checkpoint: a resumed run drops rows that have no weights
+                run.save(state)
+                console.print(_epoch_line(state.epoch, config.train.epochs, row), highlight=False)
+            if state.epoch < config.train.epochs:
+                console.print(f"no better AP in {state.stale} validations (train.patience): stopped", highlight=False)
+    return TrainResult(out, state.best_ap, scores)
+
+
+def _prepare(
+    config: Config, *, out: Path, resume: Path | None, overfit: int | None, console: Console, world: World
+) -> tuple[Run, State]:
+    """A run that stands where it begins, or where it was left."""
     if world.is_first:
         _require_own_folder(out, resume)
     device = pick_device(config.train.device, world)
@@ -146,21 +189,13 @@ def train(
         config, notes = adopt_needs(config, origin)
         if notes:
             console.print(f"the weights need {', '.join(notes)}", highlight=False)
-    val_split: Split = "val" if overfit is None else "train"
-    data = open_data(config.data, "train")
-    refuse_fatal(nothing_to_learn(data.num_objects, str(data.source)))
-    if overfit is None:
-        val_data = open_data(config.data, "val", joined_to=data)
-    else:
-        data = val_data = data.head(overfit)
-    truth = restrict(read_coco_json(config.data.annotations(val_split)), val_data)
-    # A few images make an epoch of few steps; visited often enough, they make as many as bookkeeping is worth.
-    passes = 1 if overfit is None else math.ceil(OVERFIT_STEPS * config.train.batch_size / len(data))
+    data, val_data, truth = _open_sets(config, overfit)
     batches = EpochBatches(
         len(data),
         batch_size=config.train.batch_size,
         seed=config.train.seed,
-        passes=passes,
+        # A few images make an epoch of few steps; visited often enough, they make as many as bookkeeping is worth.
+        passes=1 if overfit is None else math.ceil(OVERFIT_STEPS * config.train.batch_size / len(data)),
         rank=world.rank,
         processes=world.size,
         accumulate=config.train.accumulate,
@@ -186,68 +221,88 @@ def train(
     )
     if origin is not None and resume is not None:
         restore_state(state, origin, config, data, source=source)
+        _require_more_to_do(state, config, source=source)
     elif origin is not None:
-        _start(state, origin, config, data, loader, console)
-    del origin  # as large as the run's own state, and of no more use
-    if state.epoch >= config.train.epochs:
-        raise ConfigError(f"{resume}: has done {state.epoch} epochs; set train.epochs above that to go on")
-    if _is_stale(state, config):
-        raise ConfigError(
-            f"{resume}: stopped early, {state.stale} validations after its best; raise train.patience to go on"
-        )
+        parts = itertools.islice(loader, math.ceil(UNFOLD_IMAGES / _part_size(config, world)))
+        _start(state, origin, config, data, parts, console)
     console.print(_header(config, data, val_data, device, world), highlight=False)
     objective = _objective(state, config, data, device, world, console)
     guard = Guard(state.detector, out=out, class_names=data.class_names, world=world, console=console)
-    with StopWish().listening() as wish:
-        run = Run(
-            config,
-            out,
-            data,
-            device,
-            world,
-            console,
-            wish,
-            objective,
-            loader,
-            batches,
-            guard,
-            rehearse_scoring=lambda: rehearse_scoring(state.to_score, data, val_data, truth, config),
-        )
-        if world.is_first:
-            write_text(out / "config.yaml", config.to_yaml())
-            remove_unfinished(out)
-        left_out.add([*data.left_out, *val_data.left_out])
-        if resume is None:
-            run.save(state)  # from here on the run can be gone on with; a disk that cannot hold it says so now
-        with RunLog(out, first_epoch=state.epoch, enabled=world.is_first) as log, wish.deferred():
-            while state.epoch < config.train.epochs and not _is_stale(state, config):
-                row = _train_epoch(run, state)
-                if (state.epoch + 1) % config.train.eval_every == 0 or state.epoch + 1 == config.train.epochs:
-                    run.save(state)  # scoring may take long, and a signal ends it
-                    with wish.at_once():
-                        scores = score(state.to_score, data, val_data, truth, config, out=out, world=world)
-                        val_data = val_data.without(scores.left_out)
-                        row["val_loss"] = validation_loss(state.to_score, val_data, config, device, world=world)
-                    left_out.add(scores.left_out)
-                    row |= {"AP": scores.numbers["AP"], "AP50": scores.numbers["AP50"]}
-                    if scores.ap > state.best_ap:
-                        state.best_ap, state.stale = scores.ap, 0
-                        if world.is_first:  # before last.pt: once that knows the best AP, nothing would write this
-                            save_best(state, config, data, out)
-                    else:
-                        state.stale += 1
-                state.end_epoch()
-                left_out.exchange()
-                log.write(state.epoch, row)  # before the checkpoint: a resumed run drops rows that have no weights
-                run.save(state)
-                console.print(_epoch_line(state.epoch, config.train.epochs, row), highlight=False)
-            if state.epoch < config.train.epochs:
-                console.print(f"no better AP in {state.stale} validations (train.patience): stopped", highlight=False)
-    return TrainResult(out, state.best_ap, scores)
+    run = Run(
+        config,
+        out,
+        data,
+        val_data,
+        truth,
+        device,
+        world,
+        console,
+        objective,
+        loader,
+        batches,
+        guard,
+        left_out,
+        resumed_from=None if resume is None else source,
+    )
+    return run, state
+
+
+def _open_folder(run: Run) -> None:
+    """Make the run folder what this run needs, whatever one that was interrupted has left there."""
+    if run.world.is_first:
+        write_text(run.out / "config.yaml", run.config.to_yaml())
+        for name in RUN_FILES:
+            remove_unfinished(run.out / name)
+        if run.resumed_from is not None:
+            go_back(run.resumed_from, run.out)
+    run.left_out.add([*run.data.left_out, *run.val_data.left_out])
+
+
+def _open_sets(config: Config, overfit: int | None) -> tuple[CocoData, CocoData, dict[str, Any]]:
+    """What is trained on, what is scored on, and the annotations that it is scored by."""
+    data = open_data(config.data, "train")
+    refuse_fatal(nothing_to_learn(data.num_objects, str(data.source)))
+    if overfit is None:
+        val_data = open_data(config.data, "val", joined_to=data)
+    else:
+        data = val_data = data.head(overfit)
+    return data, val_data, restrict(read_coco_json(val_data.source), val_data)
+
+
+def _validate(run: Run, state: State) -> tuple[Scores, Row]:
+    """Score the weights to detect with, and keep them if none were better."""
+    # Else each process would score with what its own images left in batch norm, and the first alone saves its own.
+    run.world.align(state.to_score.buffers())
+    with run.wish.at_once():
+        scores = score(state.to_score, run.data, run.val_data, run.truth, run.config, out=run.out, world=run.world)
+        run.val_data = run.val_data.without(scores.left_out)
+        val_loss = validation_loss(state.to_score, run.val_data, run.config, run.device, world=run.world)
+    run.left_out.add(scores.left_out)
+    if scores.ap > state.best_ap:
+        state.best_ap, state.stale = scores.ap, 0
+        if run.world.is_first:  # before last.pt: once that knows the best AP, nothing would write this
+            save_best(state, run.config, run.data, run.out)
+    else:
+        state.stale += 1
+    return scores, {"val_loss": val_loss, "AP": scores.numbers["AP"], "AP50": scores.numbers["AP50"]}
 
 
 def _is_stale(state: State, config: Config) -> bool:
     return config.train.patience is not None and state.stale >= config.train.patience
+
+
+def _require_more_to_do(state: State, config: Config, *, source: Path) -> None:
+    if state.epoch >= config.train.epochs:
+        raise ConfigError(f"{source}: has done {state.epoch} epochs; set train.epochs above that to go on")
+    if _is_stale(state, config):
+        raise ConfigError(
+            f"{source}: stopped early, {state.stale} validations after its best; raise train.patience to go on"
+        )
+
+
+def _part_size(config: Config, world: World) -> int:
+    """Images that go through the network at a time, in each process."""
+    return config.train.batch_size // (world.size * config.train.accumulate)
 
 
 def _require_own_folder(out: Path, resume: Path | None) -> None:
@@ -261,14 +316,14 @@ def _require_own_folder(out: Path, resume: Path | None) -> None:
 def _require_equal_parts(config: Config, device: torch.device, world: World) -> None:
     """A batch can be cut into one part per process, and each of those into `train.accumulate`."""
     settings = config.train
-    part, rest = divmod(settings.batch_size, world.size * settings.accumulate)
+    part = _part_size(config, world)
     cut = f"{world.size} processes × train.accumulate={settings.accumulate}"
-    if rest:
+    if part * world.size * settings.accumulate != settings.batch_size:
         raise ConfigError(
             f"train.batch_size: got {settings.batch_size}, which {cut} cannot share equally; it counts the images of "
             "all of them"
         )
-    if part < 2 and not (settings.frozen_bn or settings.sync_bn):
+    if part < 2 and not (settings.frozen_bn or (settings.sync_bn and world.size > 1)):
         raise ConfigError(
             f"train.batch_size: {settings.batch_size} over {cut} leaves {part} image in each part, and batch norm "
             "needs two; raise it, or set train.frozen_bn=true"
@@ -292,16 +347,15 @@ def _start(
     origin: Checkpoint,
     config: Config,
     data: CocoData,
-    loader: Batches,
+    batches: Iterable[Batch],
     console: Console,
 ) -> None:
-    """Take what fits from `model.init`, and make its batch norm trainable."""
+    """Take what fits from `model.init`, and make its batch norm trainable, for which it looks at some `batches`."""
     assert config.model.init is not None
     started = start_from(state.detector, origin, config, class_names=data.class_names, source=config.model.init)
     console.print(f"{config.model.init}: {started}", highlight=False)
     if origin.folded:
         device = next(state.detector.parameters()).device
-        batches = itertools.islice(loader, math.ceil(UNFOLD_IMAGES / config.train.batch_size))
         # Few at a time: the second stage of Faster R-CNN makes hundreds of regions of each.
         few = (images.to(device) for batch in batches for images in batch.images.split(UNFOLD_TOGETHER))
         seen = unfold(state.detector, started, few)
@@ -317,7 +371,7 @@ def _objective(
     """The losses of the detector that learns, shared by all processes."""
     teacher = open_teacher(config, data.class_names, device, console=console)
     if config.train.sync_bn and world.size > 1:
-        state.detector = nn.SyncBatchNorm.convert_sync_batchnorm(state.detector)
+        state.detector = share_batch_norm(state.detector)
     if config.train.compile:
         if isinstance(state.detector, SSD):
             state.detector.anchors_for(config.model.input_hw)  # else it would be compiled for that one image too
@@ -353,25 +407,24 @@ def _train_epoch(run: Run, state: State) -> Row:
     with _out_of_memory_explained(run):
         for parts in _with_progress(_parts_of_steps(run), run, state):
             waited += time.perf_counter() - asked
-            if state.position == 0 and run.world.is_first:
+            if state.position == 0:
                 _rehearse(run, state, parts[0])
             parts = [part.to(run.device) for part in parts]
             _seed(run, state)
             normalizer, must_stop, must_save = _agree(run, state, parts)
-            if must_stop or must_save:
-                run.save(state)
             if must_stop:
+                run.save(state)
                 raise Stopped(run.wish.number or signal.SIGTERM)  # the signal may have come to another process
             state.count(_step(run, state, parts, normalizer))
             if must_save:
+                run.save(state)
                 run.console.print(_step_line(run, state), highlight=False)
             asked = time.perf_counter()
     seconds = time.perf_counter() - started
-    steps, learned = state.step - before, max(1, state.step - state.skipped)
-    means = {f"loss_{name}": float(value) / learned for name, value in state.sums.items()}
+    steps, means = state.step - before, {f"loss_{name}": mean for name, mean in state.losses.items()}
     row: Row = {
         "lr": float(state.optimizer.param_groups[-1]["lr"]),
-        "loss": sum(means.values()),
+        "loss": sum(means.values()) if means else None,
         **means,
         "images_per_second": steps * run.config.train.batch_size / seconds if steps else None,
         "waiting_for_data": waited / seconds if steps else None,
@@ -408,12 +461,13 @@ def _step(run: Run, state: State, parts: Sequence[Batch], normalizer: Tensor | N
     # Of several processes, each has the share of the whole batch's loss that goes with a mean of gradients.
     values = run.world.mean(torch.stack([torch.stack([part[name] for part in terms]).sum() for name in terms[0]]))
     finite_loss, finite_norm = torch.stack([torch.isfinite(values).all(), torch.isfinite(norm)]).tolist()
-    if not finite_loss or not (finite_norm or state.scaler.is_enabled()):
+    # Where fp16 was too small, the scaler skips the step and scales less from then on, as long as that can help.
+    if not finite_loss or not (finite_norm or state.scaler.get_scale() > 1):
         run.guard.refuse(parts, terms)
         state.scaler.update()
         return None
     run.guard.accept()
-    state.scaler.step(state.optimizer)  # skips by itself, and scales less from then on, where fp16 was too small
+    state.scaler.step(state.optimizer)
     state.scaler.update()
     if state.average is not None:
         state.average.update_parameters(state.detector)
@@ -448,8 +502,12 @@ def _agree(run: Run, state: State, parts: Sequence[Batch]) -> tuple[Tensor | Non
 
 
 def _rehearse(run: Run, state: State, batch: Batch) -> None:
-    """Send the first batch through everything, so that what is wrong is not found after a night; nothing is kept."""
-    write_image(run.out / "train_batch.jpg", picture_batch(batch, run.data.class_names))
+    """Send the first batch through everything, so that what is wrong is not found after a night; nothing is kept.
+
+    Each process sends its part, since batch norm may want those of all; the rest is for the first.
+    """
+    if run.world.is_first:
+        write_image(run.out / "train_batch.jpg", picture_batch(batch, run.data.class_names))
     run.guard.keep()
     on_device = batch.to(run.device)
     with autocast(run.config.train, run.device):
@@ -458,7 +516,9 @@ def _rehearse(run: Run, state: State, batch: Batch) -> None:
     total.backward()
     state.optimizer.zero_grad(set_to_none=True)
     run.guard.undo()
-    run.rehearse_scoring()
+    if not run.world.is_first:
+        return
+    rehearse_scoring(state.to_score, run.data, run.val_data, run.truth, run.config)
     terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
     reach = measure_reach(run.config, run.data, propose=False)
     advice = "; `mnet-det check … --config` proposes others" if reach.total.share > MOST_UNREACHED else ""
@@ -473,11 +533,10 @@ def _out_of_memory_explained(run: Run) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         height, width = run.config.model.input_hw
-        part = run.config.train.batch_size // (run.world.size * run.config.train.accumulate)
         raise ConfigError(
-            f"{part} images of {width}x{height} at a time do not fit into the memory of {run.device}; "
-            f"train.accumulate={2 * run.config.train.accumulate} takes half as many at a time and learns the same, or "
-            "lower train.batch_size, model.rho or model.alpha"
+            f"{_part_size(run.config, run.world)} images of {width}x{height} at a time do not fit into the memory of "
+            f"{run.device}; train.accumulate={2 * run.config.train.accumulate} takes half as many at a time and "
+            "learns the same, or lower train.batch_size, model.rho or model.alpha"
         ) from None
 
 
@@ -531,22 +590,24 @@ def _header(config: Config, data: CocoData, val_data: CocoData, device: torch.de
 
 
 def _step_line(run: Run, state: State) -> str:
-    learned = max(1, state.step - state.skipped)
-    loss = sum(float(value) for value in state.sums.values()) / learned
+    loss = _shown(sum(state.losses.values()) if state.losses else None)
     return (
         f"epoch {state.epoch + 1}/{run.config.train.epochs}, step {state.step}/{state.steps_per_epoch}: "
-        f"loss {loss:.3f}, saved"
+        f"loss {loss}, saved"
     )
 
 
 def _epoch_line(epoch: int, epochs: int, row: Row) -> str:
-    line = f"epoch {epoch}/{epochs}: loss {row['loss']:.3f}"
+    line = f"epoch {epoch}/{epochs}: loss {_shown(row['loss'])}"
     if row["images_per_second"] is not None:
         waiting = row["waiting_for_data"]
         line += f", {row['images_per_second']:.0f} images/s, {waiting:.0%} of the time waiting for data"
     if "skipped_steps" in row:
         line += f", {row['skipped_steps']:.0f} steps skipped"
     if "val_loss" in row:
-        ap, ap50 = ("n/a" if row[key] is None else f"{row[key]:.3f}" for key in ("AP", "AP50"))
-        line += f"; validation loss {row['val_loss']:.3f}, AP {ap}, AP50 {ap50}"
+        line += f"; validation loss {_shown(row['val_loss'])}, AP {_shown(row['AP'])}, AP50 {_shown(row['AP50'])}"
     return line
+
+
+def _shown(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

@@ -21,6 +21,7 @@ from mnet_det.engine.distributed import ALONE, World
 from mnet_det.engine.evaluate import Scores, score_model
 from mnet_det.engine.pictures import picture_predictions
 from mnet_det.engine.torch_backend import TorchBackend, describe, fuse
+from mnet_det.errors import ImageError
 from mnet_det.images import write_image
 from mnet_det.models.detector import Detector
 from mnet_det.runtime.predictor import Predictor
@@ -56,13 +57,14 @@ def score(
 def rehearse_scoring(
     detector: Detector, data: CocoData, val_data: CocoData, truth: Mapping[str, Any], config: Config
 ) -> None:
-    """Detect in two of the validation images and score them: what fails here would fail after the first epochs.
+    """Detect in a validation image and score it: what fails here would fail after the first epochs.
 
     Raises:
-        DataError: see `score_model`.
+        DataError: see `score_model`; no image can be used.
     """
-    few = val_data.part(0, -(-len(val_data) // 2))
-    score_model(_predictor(detector, data, config, name="rehearsal"), few, truth, scorer=config.eval.scorer)
+    first = next((index for index in range(len(val_data)) if _can_be_used(val_data, index)), 0)
+    one = val_data.part(first, len(val_data))
+    score_model(_predictor(detector, data, config, name="rehearsal"), one, truth, scorer=config.eval.scorer)
 
 
 def validation_loss(
@@ -70,7 +72,8 @@ def validation_loss(
 ) -> float:
     """Loss over all images of `data`, unaugmented: the sum of their loss terms by the sum of their normalizers.
 
-    So it is the same for any size of batches and any number of processes.
+    So it is the same for any size of batches and any number of processes, but for the random regions that Faster R-CNN
+    looks at: these are the same each time only where both stay as they are.
     """
     detector.eval()
     part = data.part(world.rank, world.size)
@@ -79,7 +82,7 @@ def validation_loss(
     )
     one = torch.ones((), device=device)
     sums = torch.zeros(2, device=device)
-    torch.manual_seed(config.train.seed)  # Faster R-CNN's losses look at random regions: at the same ones each time
+    torch.manual_seed(config.train.seed)
     with torch.no_grad():
         for batch in loader:
             on_device = batch.to(device)
@@ -119,6 +122,14 @@ def training_loader(
         say_line=say_line,
         pin_memory=device.type == "cuda",
     )
+
+
+def _can_be_used(data: CocoData, index: int) -> bool:
+    try:
+        data.image(index)
+    except ImageError:
+        return False
+    return True
 
 
 def _predictor(detector: Detector, data: CocoData, config: Config, *, name: str) -> Predictor:

@@ -18,22 +18,24 @@ class BoxCoder:
     inverse of SSD's variances 0.1, 0.1, 0.2, 0.2, which brings all four to about unit spread.
     """
 
-    def __init__(self, weights_xywh: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)) -> None:
-        self.weights_xywh = weights_xywh
+    def __init__(self, *, weight_xy: float = 10.0, weight_wh: float = 5.0) -> None:
+        self.weight_xy = weight_xy
+        self.weight_wh = weight_wh
 
     def encode(self, anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
         """Deltas [..., 4] that lead from anchors [..., 4] to boxes [..., 4]; sizes must be above 0."""
         anchor_xy, anchor_wh = _centre_and_size(anchors_xyxy)
         box_xy, box_wh = _centre_and_size(boxes_xyxy)
-        deltas = torch.cat([(box_xy - anchor_xy) / anchor_wh, torch.log(box_wh / anchor_wh)], dim=-1)
-        return deltas * deltas.new_tensor(self.weights_xywh)
+        offsets, log_scales = (box_xy - anchor_xy) / anchor_wh, torch.log(box_wh / anchor_wh)
+        return torch.cat([offsets * self.weight_xy, log_scales * self.weight_wh], dim=-1)
 
     def decode(self, anchors_xyxy: Tensor, deltas: Tensor) -> Tensor:
         """Boxes [..., 4] xyxy pixels from anchors and deltas, in float32 whatever the deltas' type; not clipped."""
         anchor_xy, anchor_wh = _centre_and_size(anchors_xyxy)
-        offsets = deltas.float() / anchors_xyxy.new_tensor(self.weights_xywh)
-        centre_xy = anchor_xy + offsets[..., :2] * anchor_wh
-        half_wh = anchor_wh * torch.exp(offsets[..., 2:].clamp(max=MAX_LOG_SCALE)) / 2
+        deltas = deltas.float()
+        offsets, log_scales = deltas[..., :2] / self.weight_xy, deltas[..., 2:] / self.weight_wh
+        centre_xy = anchor_xy + offsets * anchor_wh
+        half_wh = anchor_wh * torch.exp(log_scales.clamp(max=MAX_LOG_SCALE)) / 2
         return torch.cat([centre_xy - half_wh, centre_xy + half_wh], dim=-1)
 
 

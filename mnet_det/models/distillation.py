@@ -65,10 +65,10 @@ def distillation_losses(
 def softmax_distillation(logits: Tensor, taught_logits: Tensor) -> Tensor:
     """Sum of the divergences from the teacher's softmax to the student's, each weighted by the teacher's foreground.
 
-    Soft labels for detection, with a smaller weight where there is nothing, are Chen et al.'s (2017, Learning efficient
-    object detection models with knowledge distillation, section 3.2). They weigh by the class that the teacher is sure
-    of, foreground 1 and background 1.5, having drawn as many of each; we take every anchor, of which nearly all are
-    background, and weigh by the teacher's probability that it is not.
+    Soft labels for detection are Chen et al.'s (2017, Learning efficient object detection models with knowledge
+    distillation, section 3.2). They weigh the background's term more than those of the classes, in regions that were
+    sampled; we take every anchor, of which nearly all are background, and weigh each by the teacher's probability that
+    it is not.
 
     Args:
         logits: the student's [B, A, K + 1], background first.
@@ -82,9 +82,8 @@ def softmax_distillation(logits: Tensor, taught_logits: Tensor) -> Tensor:
 def sigmoid_distillation(logits: Tensor, taught_logits: Tensor) -> Tensor:
     """Sum of the cross-entropies with the teacher's scores, each weighted by the squared distance from them.
 
-    Quality focal loss (Li et al. 2020, equation 5, β 2) with the teacher's score as the quality of every class: where
-    both agree, as on nearly all background, it is 0 and so is its gradient. The background's column, which nobody
-    reads, is left out.
+    Quality focal loss (Li et al. 2020) with the teacher's score as the quality of every class: where both agree, as on
+    nearly all background, its gradient is 0. The background's column, which nobody reads, is left out.
 
     Args and returns: as `softmax_distillation`.
     """

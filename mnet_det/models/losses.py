@@ -18,7 +18,7 @@ MIN_NEGATIVES = 3
 """An image without boxes still teaches what background is (TensorFlow's `min_negatives_per_image`)."""
 FOCAL_ALPHA = 0.75  # TensorFlow's ssd_mobilenet_v1 with focal loss
 FOCAL_GAMMA = 2.0  # Lin et al. 2017
-QUALITY_BETA = 2.0  # Li et al. 2020, table 5
+QUALITY_BETA = 2.0  # Li et al. 2020
 
 
 def softmax_multibox_loss(logits: Tensor, classes: Tensor, ignored: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def focal_loss(logits: Tensor, classes: Tensor, ignored: Tensor) -> Tensor:
 
 
 def quality_focal_loss(logits: Tensor, classes: Tensor, qualities: Tensor, ignored: Tensor) -> Tensor:
-    """Quality focal loss (Li et al. 2020, Generalized Focal Loss, equation 5) over all anchors.
+    """Quality focal loss (Li et al. 2020, Generalized Focal Loss) over all anchors.
 
     The true class's score is to be the IoU of the box that comes with it, so that the best placed box wins in NMS;
     every other score is to be 0. The background's column is treated as in `focal_loss`.

@@ -160,5 +160,6 @@ def _ignorable(anchors_xyxy: Tensor, targets: Sequence[Target]) -> Tensor:
 
 
 def _on(device: torch.device, rows: Sequence[int] | Sequence[tuple[int, ...]]) -> Tensor:
-    """A small tensor that is made without waiting for the device."""
-    return torch.tensor(rows, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    """A small tensor that is made without waiting for the GPU."""
+    on_cuda = device.type == "cuda"
+    return torch.tensor(rows, pin_memory=on_cuda).to(device, non_blocking=on_cuda)  # see Batch.to

@@ -358,6 +358,26 @@ def test_workers_that_are_killed_again_and_again_end_in_advice(data: CocoData, q
     assert len(lines) == 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_whoever_is_told_of_an_image_may_fail_without_being_taken_for_a_dead_worker(
+    data: CocoData, workers: int
+) -> None:
+    """A closed terminal broke the line that tells; workers were started again, and the batch was lost."""
+    data.path(2).write_bytes(b"not a picture")
+    lines: list[str] = []
+    made = loader(data, ScoringBatches(len(data), batch_size=2), workers=workers)
+    made.say, made.say_line = refuse_to_listen, lines.append
+    got = iter(made)
+    assert next(got).image_ids == [100, 101]
+    with pytest.raises(BrokenPipeError):
+        next(got)
+    assert lines == []
+
+
+def refuse_to_listen(_: Fault) -> None:
+    raise BrokenPipeError
+
+
 def end_this_process(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

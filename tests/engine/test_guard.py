@@ -91,6 +91,34 @@ def test_a_run_that_stays_bad_stops_with_the_batch_saved(
     assert load_checkpoint(tmp_path / "last.pt").training is not None
 
 
+@pytest.mark.parametrize(("scale", "learns"), [(4.0, True), (1.0, False)])
+def test_a_gradient_that_no_scale_mends_is_not_left_to_the_scaler(
+    scale: float, learns: bool, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp16, a run whose gradient was NaN for ever skipped all of its steps without a word."""
+    taken: list[bool] = []
+    true_step = module._step
+
+    def step(run: Any, state: Any, *rest: Any) -> Any:
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        hook = state.detector.class_predictors[0].weight.register_hook(lambda gradient: gradient * torch.nan)
+        try:
+            losses = true_step(run, state, *rest)
+        finally:
+            hook.remove()
+        taken.append(losses is not None)
+        return losses
+
+    monkeypatch.setattr(module, "_step", step)
+    config = configure("train.epochs=1")
+    if learns:
+        train(config, out=tmp_path)
+        assert taken == [True] * 3
+    else:
+        with pytest.raises(MnetDetError, match=r"the gradient is not finite on images \[\d, \d\]: 3 steps in a row"):
+            train(config, out=tmp_path)
+
+
 def test_bad_steps_that_are_not_in_a_row_do_not_stop_a_run(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,10 +6,12 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from mnet_det.data.faults import Fault
 from mnet_det.engine.left_out import LINES, LeftOut
+from mnet_det.errors import MnetDetError
 
 
 def fault(number: int, kind: str = "truncated-image") -> Fault:
@@ -36,6 +38,14 @@ def test_each_fault_is_listed_once_and_told_in_a_line(tmp_path: Path) -> None:
         "left out: image files of zero bytes (1), image files that were cut off (2), such as train.json: image 1, "
         f"1.jpg: cut off; listed in {tmp_path / 'left_out.json'}"
     ]
+
+
+def test_a_folder_that_cannot_be_is_left_to_the_first_file_in_it(tmp_path: Path) -> None:
+    """`--out FILE/run` ended in a NotADirectoryError, before any message could say what was wrong."""
+    (tmp_path / "file").touch()
+    left_out = LeftOut(tmp_path / "file" / "run", Console(quiet=True))
+    with pytest.raises(MnetDetError, match=r"left_out\.json: cannot be written"):
+        left_out.add([fault(1)])
 
 
 def test_a_flood_is_only_listed(tmp_path: Path) -> None:

@@ -121,6 +121,22 @@ def test_browsing_goes_through_the_whole_set_and_includes_a_crowd(tmp_path: Path
     assert brightness_of(words) == [10, 10 + 12, 10 + 25, 10 + 37, 10 + 50, 10 + 51, 10 + 62, 10 + 75]
 
 
+@pytest.mark.parametrize("setting", ["mosaic", "mixup"])
+def test_browsing_shows_what_is_mixed_while_training_mixes(tmp_path: Path, setting: str) -> None:
+    words = write_set(tmp_path, 3, marked={})
+    plain, mixed, again = (
+        browse_samples(load_config(None, [*words, *extra]))
+        for extra in ([], *[[f"data.{setting}=1", "train.epochs=2", "data.plain_epochs=1"]] * 2)
+    )
+    assert np.array_equal(mixed, again)
+    same = [
+        np.array_equal(*(cell(grid, number // 3, number % 3, height=240, width=240) for grid in (plain, mixed)))
+        for number in range(6)
+    ]
+    assert not all(same[0::2])  # images that are mixed with themselves alone stay as they are
+    assert all(same[1::2])  # of two epochs, only the first is mixed
+
+
 def test_browsing_prefers_images_with_boxes(tmp_path: Path) -> None:
     words = write_set(tmp_path, 12, marked={3: False, 7: False})
     assert brightness_of(words) == [13, 17]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import os
 import pickle
 import shutil
@@ -204,15 +205,22 @@ def test_only_a_damaged_last_falls_back(tmp_path: Path, toy_run: Path) -> None:
 
 
 def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint_and_says_so(
-    configure: Callable[..., Config], toy_run: Path, tmp_path: Path
+    configure: Callable[..., Config], toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(toy_run, folder)
     damage_half(folder / "last.pt")
-    console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
-    with console.file:
-        train(configure(), out=folder, resume=folder / "last.pt", console=console)
+
+    def die(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    console = Console(record=True, width=200, file=io.StringIO())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_train_epoch", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(configure(), out=folder, resume=folder / "last.pt", console=console)
     assert "going on from the one before it" in console.export_text()
+    train(configure(), out=folder, resume=folder / "last.pt")  # which is good again
     assert rows(folder) == rows(toy_run)
     assert_same_state(folder, toy_run)
 
@@ -234,8 +242,22 @@ def test_a_run_can_be_gone_on_with_from_its_beginning(
     assert_same_state(tmp_path, toy_run)
 
 
-def test_checkpoints_within_an_epoch_come_with_a_line(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_checkpoints_within_an_epoch_come_with_a_line(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It told of a step that was not in the checkpoint yet."""
+    saved: list[tuple[int, int]] = []
+    true_line = module._step_line
+
+    def line(run: Any, state: Any) -> str:
+        training = load_checkpoint(run.out / "last.pt").training
+        assert training is not None
+        saved.append((state.step, training["step"]))
+        return true_line(run, state)
+
+    monkeypatch.setattr(module, "_step_line", line)
     console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))
     with console.file:
         train(configure("train.save_minutes=0", "train.epochs=1"), out=tmp_path / "run", console=console)
     assert "epoch 1/1, step 2/3: loss " in console.export_text()
+    assert saved == [(1, 1), (2, 2), (3, 3)]

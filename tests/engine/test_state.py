@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from mnet_det.config import Config, load_config
 from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
 from mnet_det.engine import state as module
-from mnet_det.engine.checkpoint import load_checkpoint
-from mnet_det.engine.state import State, restore_state, save_best, save_state, start_state
+from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
+from mnet_det.engine.state import State, go_back, restore_state, save_best, save_state, start_state
 from mnet_det.errors import CheckpointError
 from mnet_det.structures import Target
 
@@ -28,6 +29,7 @@ OTHER_SETTINGS = [
     (["train.optimizer=adamw"], r"train\.optimizer=sgd \(now adamw\)"),
     (["train.lr=0.5", "train.momentum=0.5"], r"train\.lr=0\.05 \(now 0\.5\), train\.momentum=0\.9 \(now 0\.5\)"),
     (["train.weight_decay=0.1"], r"train\.weight_decay=4e-05 \(now 0\.1\)"),
+    (["train.frozen_bn=true"], r"train\.frozen_bn=false \(now true\)"),
     (["train.batch_size=3"], r"train\.batch_size=2 \(now 3\)"),
 ]
 
@@ -56,6 +58,10 @@ def step(state: State) -> None:
     state.optimizer.zero_grad()
     if state.average is not None:
         state.average.update_parameters(state.detector)
+
+
+def kill(path: Path, checkpoint: object) -> None:
+    raise KeyboardInterrupt
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -123,14 +129,46 @@ def test_a_run_killed_while_it_saves_can_go_on(
     """last.pt was renamed before the new one came; killed in between, `--resume auto` found none and started over."""
     state = start(config)
     save_state(state, config, data, tmp_path)
-
-    def kill(path: Path, checkpoint: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(module, "save_checkpoint", kill)
     with pytest.raises(KeyboardInterrupt):
         save_state(state, config, data, tmp_path)
     assert load_checkpoint(tmp_path / "last.pt").training is not None
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_good_one(
+    config: Config, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone on from previous.pt, the next save made the damaged last.pt the previous one; killed then, none was left."""
+    state = start(config)
+    for state.epoch in (1, 2):
+        save_state(state, config, data, tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    go_back(tmp_path / "previous.pt", tmp_path)
+    for save in (kill, save_checkpoint):
+        monkeypatch.setattr(module, "save_checkpoint", save)
+        with suppress(KeyboardInterrupt):
+            save_state(state, config, data, tmp_path)
+        saved = load_checkpoint(tmp_path / "previous.pt").training
+        assert saved is not None
+        assert saved["epoch"] == 1
+
+
+def test_a_run_stays_where_it_is_unless_it_went_back(config: Config, data: CocoData, tmp_path: Path) -> None:
+    save_state(start(config), config, data, tmp_path / "run")
+    before = (tmp_path / "run" / "last.pt").stat()
+    go_back(tmp_path / "run" / "last.pt", tmp_path / "run")
+    assert (tmp_path / "run" / "last.pt").stat() == before
+    go_back(tmp_path / "run" / "last.pt", tmp_path / "new")  # goes on elsewhere
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_epoch_has_no_losses_where_all_steps_were_skipped(config: Config) -> None:
+    state = start(config)
+    state.count(None)
+    assert state.losses == {}
+    state.count({"class": torch.tensor(3.0)})
+    state.count({"class": torch.tensor(4.0)})
+    assert state.losses == {"class": 3.5}
 
 
 @pytest.mark.parametrize("words", [(), ("train.ema=0",), ("train.optimizer=adamw",), ("train.optimizer=rmsprop",)])

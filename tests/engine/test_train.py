@@ -7,9 +7,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,22 +22,24 @@ from torch import nn
 
 from mnet_det.config import Config, load_config
 from mnet_det.data import open_data
-from mnet_det.data.coco import CocoData
+from mnet_det.data.coco import CocoData, read_coco_json
 from mnet_det.data.loader import ScoringBatches
+from mnet_det.data.toy import draw_toy
 from mnet_det.engine import overfit as overfit_module
 from mnet_det.engine import train as module
 from mnet_det.engine import validate
 from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
 from mnet_det.engine.device import pick_device
 from mnet_det.engine.distributed import ALONE, World
+from mnet_det.engine.evaluate import Scores
 from mnet_det.engine.guard import Guard
+from mnet_det.engine.left_out import LeftOut
 from mnet_det.engine.objective import Objective
 from mnet_det.engine.overfit import overfit_config
 from mnet_det.engine.state import State, restore_state, start_state
 from mnet_det.engine.train import Run, train
-from mnet_det.engine.validate import validation_loss
+from mnet_det.engine.validate import rehearse_scoring, validation_loss
 from mnet_det.errors import CheckpointError, ConfigError, DataError
-from mnet_det.interrupt import StopWish
 from mnet_det.structures import Batch, Target
 
 
@@ -77,15 +80,17 @@ def run_of(config: Config, state: State) -> Run:
         config,
         Path("nowhere"),
         None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        {},
         torch.device("cpu"),
         ALONE,
         console,
-        StopWish(),
         Objective(state.detector),
         None,  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
         Guard(state.detector, out=Path("nowhere"), class_names=(), world=ALONE, console=console),
-        rehearse_scoring=lambda: None,
+        LeftOut(Path("nowhere"), console),
+        resumed_from=None,
     )
 
 
@@ -418,8 +423,6 @@ def test_data_without_boxes_are_refused(configure: Callable[..., Config], toy: P
 
 def faulty_set(folder: Path, *, cache: bool = False) -> list[str]:
     """Drawn scenes with gappy ids, a corrupt, an empty and a grey image, one without boxes, and degenerate boxes."""
-    from mnet_det.data.toy import draw_toy
-
     draw_toy(folder, train_images=8, val_images=4)
     names = {3: 7, 7: 42, 11: 1000}  # the toy set's ids and new ones
     for split in ("train", "val"):
@@ -462,6 +465,87 @@ def test_a_faulty_set_is_trained_on_to_the_end(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
     assert len(lines) == 4  # all boxes in one, then each image as it is met
     assert "boxes without area (2)" in lines[0]
+
+
+def test_scoring_is_rehearsed_on_an_image_that_can_be_used(configure: Callable[..., Config], tmp_path: Path) -> None:
+    """It took two images, and where both were damaged a run over thousands of good ones was refused."""
+    draw_toy(tmp_path, train_images=6, val_images=4)
+    config = configure(f"data.root={tmp_path}")
+    val_data = open_data(config.data, "val")
+    truth = read_coco_json(val_data.source)
+    for index in (0, 1, 2):
+        val_data.path(index).write_bytes(b"")
+    detector = start(config).detector
+    rehearse_scoring(detector, val_data, val_data, truth, config)
+    val_data.path(3).write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 1 images cannot be used"):
+        rehearse_scoring(detector, val_data, val_data, truth, config)
+
+
+def test_every_process_rehearses_its_part(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first alone did: with train.sync_bn its batch norm waited for the others, which were a step further."""
+    config = configure()
+    state = start(config)
+    run = replace(run_of(config, state), world=World(rank=1, size=2))
+    before = {name: tensor.clone() for name, tensor in state.detector.state_dict().items()}
+    seen: list[int] = []
+    state.detector.get_submodule("backbone.stem.bn").register_forward_hook(
+        lambda layer, inputs, output: seen.append(len(output))
+    )
+    monkeypatch.setattr(module, "rehearse_scoring", lambda *_: pytest.fail("the first scores"))
+    module._rehearse(run, state, noise_batch(config))  # and writes nothing: there is no folder
+    assert seen == [2]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.detector.state_dict().items())
+
+
+def test_processes_score_with_the_batch_norm_of_the_first(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each scored with the statistics of its own images, so that AP was of weights that nobody had saved."""
+    events: list[Any] = []
+
+    @dataclass(frozen=True)
+    class Two(World):
+        def align(self, tensors: Iterable[torch.Tensor]) -> None:
+            events.append([id(tensor) for tensor in tensors])
+
+    def judge(*_: Any, **__: Any) -> Scores:
+        events.append("scored")
+        return Scores({"AP": 0.5, "AP50": 0.7}, {}, images=1, detections=1)
+
+    config = configure()
+    state = start(config)
+    none = SimpleNamespace(without=lambda faults: None)
+    run = replace(run_of(config, state), world=Two(rank=1, size=2), val_data=none)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "score", judge)
+    monkeypatch.setattr(module, "validation_loss", lambda *_, **__: 2.0)
+    _, numbers = module._validate(run, state)
+    assert events == [[id(buffer) for buffer in state.to_score.buffers()], "scored"]
+    assert numbers == {"val_loss": 2.0, "AP": 0.5, "AP50": 0.7}
+    assert state.best_ap == 0.5
+
+
+def test_batch_norm_is_unfolded_on_as_many_images_however_batches_are_cut(
+    configure: Callable[..., Config], toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took as many parts as if each were a whole batch."""
+
+    def count(*arguments: Any) -> None:
+        *_, batches, _ = arguments
+        raise RuntimeError(sum(len(batch.images) for batch in batches))
+
+    monkeypatch.setattr(module, "_start", count)
+    monkeypatch.setattr(module, "UNFOLD_IMAGES", 4)
+    words = (f"model.init={toy_run / 'best.pt'}", "train.batch_size=4", "train.accumulate=2")
+    with pytest.raises(RuntimeError, match=r"^4$"):
+        train(configure(*words), out=tmp_path / "run")
+
+
+def test_an_epoch_whose_steps_were_all_skipped_has_no_loss() -> None:
+    row: dict[str, float | None] = dict.fromkeys(["loss", "images_per_second", "AP", "AP50"])
+    assert module._epoch_line(1, 2, row) == "epoch 1/2: loss n/a"
+    line = module._epoch_line(1, 2, row | {"val_loss": 1.25})
+    assert line == "epoch 1/2: loss n/a; validation loss 1.250, AP n/a, AP50 n/a"
 
 
 def test_overfit_trains_and_scores_on_the_same_images_without_augmentation(

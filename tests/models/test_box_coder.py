@@ -31,7 +31,7 @@ def test_decode_undoes_encode(anchor: tuple[float, ...], box: tuple[float, ...])
     anchors, true = torch.tensor([anchor], dtype=torch.float64), torch.tensor([box], dtype=torch.float64)
     coder = BoxCoder()
     deltas = coder.encode(anchors, true)
-    largest = MAX_LOG_SCALE * coder.weights_xywh[2]
+    largest = MAX_LOG_SCALE * coder.weight_wh
     if deltas[0, 2:].max() < largest:
         # decode reads its deltas as float32, so the error is a few parts in 10⁷ of the box and of the way to it.
         assert torch.allclose(coder.decode(anchors, deltas), true, atol=3e-4, rtol=0)

@@ -111,7 +111,7 @@ def ground_truth(classes: Tensor, qualities: Tensor, columns: int) -> Tensor:
 
 @pytest.mark.parametrize("loss_name", ["focal", "quality_focal"])
 def test_focal_losses_are_those_of_a_truth_for_every_column(loss_name: str) -> None:
-    """Ours looks at the true columns apart; torchvision's, and equation 5 as it stands, at all of them alike."""
+    """Ours looks at the true columns apart; torchvision's, and the paper's as it stands, at all of them alike."""
     torch.manual_seed(0)
     found = (torch.randn(3, 50, 6) * 3).requires_grad_()
     expected = found.detach().clone().requires_grad_()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
@@ -139,6 +141,29 @@ def test_a_box_that_is_driven_off_drives_others_off_in_turn() -> None:
     # 0.20 and 0.16, 0.157 and 0.127, 0.11 and 0.09. So each prefers the anchor before, and is not the best there.
     truth = target((0, 0, 10, 10), *((0, 10 * t - 6, w, 10 * t + 5) for t, w in enumerate((9, 6, 4, 3, 2), start=1)))
     assert match(anchors, truth) == [0, 1, 2, 3, 4, 5]
+
+
+class Copies(TorchDispatchMode):
+    """Whether each copy to another device is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited_for: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.waited_for.append(not kwargs.get("non_blocking"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_copies_are_waited_for_on_devices_other_than_cuda() -> None:
+    """MPS read what had been given to other tensors by then, and the guard's CPU what had not arrived yet."""
+    batch = Batch(torch.zeros(2, 3, 8, 8), [target((0, 0, 5, 5)), target(crowd=[(0, 0, 9, 9)])])
+    with Copies() as copies:
+        truths = batch.to("meta").targets
+        classes_of(match_anchors(torch.zeros(10, 4, device="meta"), truths), truths)
+    assert len(copies.waited_for) > 4
+    assert all(copies.waited_for)
 
 
 def test_nothing_of_matching_and_sampling_looks_at_a_value() -> None:

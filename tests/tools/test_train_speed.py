@@ -36,7 +36,7 @@ def test_their_side_learns_from_our_batch() -> None:
     config = Config(model=ModelConfig(alpha=0.1, base_hw=(64, 64)))
     training = TheirTraining(config, num_classes=80, device=torch.device("cpu"))
     batch = as_theirs(drawn_batch(2, side=64))
-    losses = [training(batch) for _ in range(4)]
+    losses = [training(batch) for _ in range(10)]
     assert losses[-1] < losses[0]
 
 
@@ -62,6 +62,11 @@ def test_loops_from_files_are_timed(toy: Path, capsys: pytest.CaptureFixture[str
 def test_without_a_gpu_it_says_so(toy: Path) -> None:
     with pytest.raises(SystemExit, match="error: there is no GPU here"):
         main(["loop", str(toy)])
+
+
+def test_a_setting_that_no_detector_has_is_one_line() -> None:
+    with pytest.raises(SystemExit, match=r"^error: settings: model\.alpha: got -1\.0: "):
+        main(["step", "--alpha", "-1"])
 
 
 def test_ratio_is_the_median_of_rounds() -> None:
