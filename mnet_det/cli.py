@@ -846,9 +846,12 @@ def _run_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, 
 
 def _chosen_run(world: World, name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
     """As `_run_folder`; where torchrun starts processes again, what they chose before, and how far they came."""
+    from mnet_det.engine.train import require_own_folder
 
     def choose() -> list[str]:
-        return [str(path) for path in _run_folder(name, out, resume) if path is not None]
+        folder, checkpoint = _run_folder(name, out, resume)
+        require_own_folder(folder, checkpoint)  # before it is kept: the next would take a refused folder for its own
+        return [str(path) for path in (folder, checkpoint) if path is not None]
 
     chosen, again = world.once(choose)
     folder, *checkpoints = map(Path, chosen)

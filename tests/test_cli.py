@@ -27,7 +27,7 @@ from mnet_det import catalogue, doctor
 from mnet_det.cli import _leave_if_capture_hangs as leave_if_capture_hangs
 from mnet_det.cli import app
 from mnet_det.doctor import Finding
-from mnet_det.errors import DownloadError
+from mnet_det.errors import ConfigError, DownloadError
 from mnet_det.live.capture import THREAD_NAME
 
 Cli = Callable[..., Any]
@@ -303,6 +303,10 @@ def test_a_run_that_torchrun_starts_again_keeps_its_folder(here: Path) -> None:
     theirs, new = Path("runs/ssd/last.pt"), Path("new")
     assert _chosen_run(world, "ssd", new, str(theirs)) == (new, theirs)
     assert _chosen_run(world, "ssd", new, str(theirs)) == (new, theirs)
+    world = World(store=HashStore())
+    for _ in range(2):  # refused at first, the folder was taken for its own by the next
+        with pytest.raises(ConfigError, match="holds a run already"):
+            _chosen_run(world, "ssd", Path("runs/ssd"), None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -337,7 +338,7 @@ class Batches(DataLoader[Batch]):
                 f"want of memory; lower data.workers (now {self.num_workers}) or train.batch_size, or give the run "
                 "more memory (in a container, shared memory, too)"
             )
-        self.say_line("a worker that reads images was killed, most likely for want of memory; starting it again")
+        self.say_line("a worker that reads images was killed, mostly for want of memory; starting it again")
 
     def _leave_out(self, fault: Fault) -> None:
         assert fault.image_id is not None
@@ -427,9 +428,12 @@ def make_batch(images: torch.Tensor, draws: Sequence[Drawn]) -> Batch:
 def _prepare_worker(worker: int) -> None:
     """Workers are the parallelism: threads inside them would only fight over the cores.
 
-    Ctrl-C reaches them, too, but what becomes of the run is for the main process to say.
+    Ctrl-C would reach them, too, as would what torchrun and schedulers send to a whole process group; but what becomes
+    of the run is for the main process to say.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):  # Windows has no groups
+        os.setpgid(0, 0)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

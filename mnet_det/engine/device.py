@@ -13,7 +13,7 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     """`auto` is cuda, then mps, then cpu; of several GPUs, each process takes its own.
 
     Raises:
-        ConfigError: no such device on this machine, or fewer GPUs than processes.
+        ConfigError: no such device on this machine, fewer GPUs than processes, or one device for several of them.
     """
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() and world.size == 1 else "cpu")
@@ -22,6 +22,10 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     name = "cuda" if name == "auto" else name
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"train.device: got {name!r}, expected auto, cpu, cuda, cuda:0 … or mps")
+    if world.size > 1 and name not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"train.device: got {name!r} for {world.size} processes, expected cpu, or cuda, of which each takes its own"
+        )
     if name == "cuda" and world.size > 1:
         if world.local_rank >= torch.cuda.device_count():
             raise ConfigError(

@@ -151,15 +151,19 @@ def save_best(state: State, config: Config, data: CocoData, out: Path) -> None:
     save_checkpoint(out / "best.pt", _checkpoint(state, config, data, None))
 
 
-def go_back(source: Path, out: Path) -> None:
-    """Let `last.pt` be the checkpoint that is gone on from, where that is an earlier one.
+def take_over(source: Path, out: Path) -> None:
+    """Let `last.pt` be the checkpoint that is gone on from, where that is an earlier one or another folder's.
 
-    Saving makes `last.pt` the previous one: a damaged one would take the place of the only one that is good.
+    Saving makes `last.pt` the previous one: a damaged one would take the place of the only one that is good. The best
+    AP of another folder's run comes with the weights that had it.
     """
-    last = out / "last.pt"
-    if last.exists() and not last.samefile(source):
-        with whole_file(last) as temporary:
-            _link(source, temporary)
+    taken = [(source, out / "last.pt")]
+    if source.resolve().parent != out.resolve():
+        taken.append((source.with_name("best.pt"), out / "best.pt"))
+    for theirs, ours in taken:
+        if theirs.exists() and not (ours.exists() and ours.samefile(theirs)):
+            with whole_file(ours) as temporary:
+                _link(theirs, temporary)
 
 
 def restore_state(state: State, checkpoint: Checkpoint, config: Config, data: CocoData, *, source: Path) -> None:

@@ -42,7 +42,7 @@ from mnet_det.engine.pictures import picture_batch
 from mnet_det.engine.run_log import Row, RunLog
 from mnet_det.engine.schedule import lr_factor, scaled_lr, set_lr
 from mnet_det.engine.start import adopt_needs, open_start, start_from, unfold
-from mnet_det.engine.state import State, go_back, restore_state, save_best, save_state, start_state
+from mnet_det.engine.state import State, restore_state, save_best, save_state, start_state, take_over
 from mnet_det.engine.teacher import open_teacher
 from mnet_det.engine.validate import rehearse_scoring, score, training_loader, validation_loss
 from mnet_det.errors import ConfigError
@@ -179,7 +179,7 @@ def _prepare(
 ) -> tuple[Run, State]:
     """A run that stands where it begins, or where it was left."""
     if world.is_first:
-        _require_own_folder(out, resume)
+        require_own_folder(out, resume)
     device = pick_device(config.train.device, world)
     torch.manual_seed(config.train.seed)
     config = config if overfit is None else overfit_config(config, images=overfit)
@@ -254,7 +254,7 @@ def _open_folder(run: Run) -> None:
         for name in RUN_FILES:
             remove_unfinished(run.out / name)
         if run.resumed_from is not None:
-            go_back(run.resumed_from, run.out)
+            take_over(run.resumed_from, run.out)
     run.left_out.add([*run.data.left_out, *run.val_data.left_out])
 
 
@@ -305,8 +305,12 @@ def _part_size(config: Config, world: World) -> int:
     return config.train.batch_size // (world.size * config.train.accumulate)
 
 
-def _require_own_folder(out: Path, resume: Path | None) -> None:
-    """It is a folder or nothing yet, and holds no run but the one that is resumed."""
+def require_own_folder(out: Path, resume: Path | None) -> None:
+    """It is a folder or nothing yet, and holds no run but the one that is resumed.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; --out names the run's folder")
     if (out / "last.pt").exists() and (resume is None or resume.resolve().parent != out.resolve()):
@@ -536,7 +540,7 @@ def _out_of_memory_explained(run: Run) -> Iterator[None]:
         raise ConfigError(
             f"{_part_size(run.config, run.world)} images of {width}x{height} at a time do not fit into the memory of "
             f"{run.device}; train.accumulate={2 * run.config.train.accumulate} takes half as many at a time and "
-            "learns the same, or lower train.batch_size, model.rho or model.alpha"
+            "learns the same but for batch norm, or lower train.batch_size, model.rho or model.alpha"
         ) from None
 
 

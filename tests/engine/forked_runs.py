@@ -21,7 +21,7 @@ import torch
 
 from mnet_det.config import load_config
 from mnet_det.engine import train as module
-from mnet_det.engine.distributed import ALONE, open_world
+from mnet_det.engine.distributed import open_world
 from mnet_det.interrupt import Stopped
 
 MOMENTS = (2, 4, 7, 9, 11, 13, 16, 18, 20, 22)
@@ -68,9 +68,7 @@ def train(words: Sequence[str], out: Path, *, log: Path, resume: bool = False) -
     module._step = step
     last = out / "last.pt"
     with open_world() as world:
-        module.train(
-            load_config(None, words), out=out, resume=last if resume and last.exists() else None, world=world or ALONE
-        )
+        module.train(load_config(None, words), out=out, resume=last if resume and last.exists() else None, world=world)
 
 
 def steps(log: Path) -> int:
@@ -107,14 +105,17 @@ def asked(folder: Path, words: Sequence[str]) -> None:
         (folder / f"{number.name}.steps").write_text(str(steps(log)))
         assert end(fork(lambda out=out, log=log: train(words, out, log=log, resume=True))) == 0  # type: ignore[misc]
 
+    def hang(*_: Any) -> Any:
+        (folder / "deaf").touch()
+        time.sleep(60)
+
     def deaf() -> None:
-        module._step = lambda *_: time.sleep(60)  # type: ignore[assignment]
+        module._step = hang
         module.train(load_config(None, words), out=folder / "twice")
 
     child = fork(deaf)
-    while not (folder / "twice" / "train_batch.jpg").exists():
+    while not (folder / "deaf").exists():
         time.sleep(0.001)
-    time.sleep(0.1)
     os.kill(child, signal.SIGTERM)
     time.sleep(0.2)
     os.kill(child, signal.SIGINT)

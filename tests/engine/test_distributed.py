@@ -113,6 +113,9 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert current == [torch.device("cuda:1")]
     with pytest.raises(ConfigError, match=r"more processes than this machine has GPUs \(2\)"):
         pick_device("cuda", World(rank=2, size=4, local_rank=2))
+    for name in ("cuda:0", "mps"):
+        with pytest.raises(ConfigError, match=f"got '{name}' for 4 processes, expected cpu, or cuda"):
+            pick_device(name, World(rank=1, size=4, local_rank=1))
 
 
 def test_what_is_chosen_once_outlives_the_process_under_torchrun() -> None:
@@ -143,7 +146,7 @@ def test_processes_that_are_started_again_do_not_meet_those_that_died() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="kills a process by its number")
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux's ps which processes torchrun has started")
 def test_a_run_of_torchrun_goes_on_when_a_process_is_killed(toy_words: tuple[str, ...], tmp_path: Path) -> None:
     """The command says nothing of resuming: torchrun starts the same one again."""
     config, out, log = tmp_path / "run.yaml", tmp_path / "run", tmp_path / "log"

@@ -16,7 +16,7 @@ from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
 from mnet_det.engine import state as module
 from mnet_det.engine.checkpoint import load_checkpoint, save_checkpoint
-from mnet_det.engine.state import State, go_back, restore_state, save_best, save_state, start_state
+from mnet_det.engine.state import State, restore_state, save_best, save_state, start_state, take_over
 from mnet_det.errors import CheckpointError
 from mnet_det.structures import Target
 
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_good_one(
     for state.epoch in (1, 2):
         save_state(state, config, data, tmp_path)
     (tmp_path / "last.pt").write_bytes(b"damaged")
-    go_back(tmp_path / "previous.pt", tmp_path)
+    take_over(tmp_path / "previous.pt", tmp_path)
     for save in (kill, save_checkpoint):
         monkeypatch.setattr(module, "save_checkpoint", save)
         with suppress(KeyboardInterrupt):
@@ -156,10 +156,21 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_good_one(
 def test_a_run_stays_where_it_is_unless_it_went_back(config: Config, data: CocoData, tmp_path: Path) -> None:
     save_state(start(config), config, data, tmp_path / "run")
     before = (tmp_path / "run" / "last.pt").stat()
-    go_back(tmp_path / "run" / "last.pt", tmp_path / "run")
+    take_over(tmp_path / "run" / "last.pt", tmp_path / "run")
     assert (tmp_path / "run" / "last.pt").stat() == before
-    go_back(tmp_path / "run" / "last.pt", tmp_path / "new")  # goes on elsewhere
-    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_goes_on_elsewhere_is_whole_there(config: Config, data: CocoData, tmp_path: Path) -> None:
+    """best.pt stayed where it was, and killed before its first save the run began anew."""
+    state = start(config)
+    for folder, bias in (("run", 1.0), ("new", 2.0)):
+        with torch.no_grad():
+            next(state.detector.parameters()).fill_(bias)
+        save_state(state, config, data, tmp_path / folder)
+        save_best(state, config, data, tmp_path / folder)
+        take_over(tmp_path / "run" / "last.pt", tmp_path / folder)
+    for name in ("last.pt", "best.pt"):
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_an_epoch_has_no_losses_where_all_steps_were_skipped(config: Config) -> None:
