@@ -11,13 +11,14 @@ import time
 PROCESS_START = time.perf_counter()  # before any import that takes long: the demo's first frame counts from here
 
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from contextlib import contextmanager, suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Annotated, Any, Literal  # noqa: E402
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO  # noqa: E402
 
 import typer  # noqa: E402
 
@@ -167,9 +168,10 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 4 -m mnet_det train configs/ssd300_mobilenet_v1.yaml data.root=coco
     """
-    from mnet_det.config import load_config
-    from mnet_det.engine.distributed import open_world
-    from mnet_det.engine.train import train as run_training
+    with _ctrl_c_ends():
+        from mnet_det.config import load_config
+        from mnet_det.engine.distributed import open_world
+        from mnet_det.engine.train import train as run_training
 
     path, overrides = _split(words)
     if path is None:
@@ -180,13 +182,13 @@ def train(
         folder, checkpoint = world.share(_chosen_run(world, path.stem, out, resume) if world.is_first else None)
         try:
             result = run_training(
-                config, out=folder, resume=checkpoint, overfit=overfit, console=_console(), world=world
+                config, out=folder, resume=checkpoint, overfit=overfit, console=_console(lasting=True), world=world
             )
         except Stopped as stopped:
             if world.is_first:
                 saved = (folder / "last.pt").exists()
                 kept = f"{folder / 'last.pt'} holds what is done, --resume auto goes on from there"
-                print(f"\nstopped; {kept if saved else 'nothing was done yet'}", file=sys.stderr)
+                _say(f"\nstopped; {kept if saved else 'nothing was done yet'}", file=sys.stderr)
             raise typer.Exit(128 + stopped.number) from None
         if world.is_first:
             _print_scores(result.scores)
@@ -833,15 +835,19 @@ def _run_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, 
 
     folder = out or Path("runs") / name
     if resume == "auto":
-        runs = used_folders(folder) if out is None else [folder]
-        checkpoints = [run / "last.pt" for run in runs if (run / "last.pt").exists()]
-        if not checkpoints:
-            return folder, None
-        newest = max(checkpoints, key=lambda checkpoint: checkpoint.stat().st_mtime)
-        return newest.parent, newest
-    if resume is not None:
+        runs = [run for run in (used_folders(folder) if out is None else [folder]) if _saved_at(run)]
+        if runs:
+            newest = max(runs, key=_saved_at)
+            return newest, newest / "last.pt"
+    elif resume is not None:
         return out or Path(resume).parent, Path(resume)
     return out or free_folder(folder), None
+
+
+def _saved_at(run: Path) -> float:
+    """When it last wrote what can be gone on from; 0 if there is no such thing."""
+    saved = [run / "last.pt", run / "previous.pt"]  # which stands in for the first
+    return next((path.stat().st_mtime for path in saved if path.exists()), 0)
 
 
 def _chosen_run(world: World, name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
@@ -855,7 +861,7 @@ def _chosen_run(world: World, name: str, out: Path | None, resume: str | None) -
 
     chosen, again = world.once(choose)
     folder, *checkpoints = map(Path, chosen)
-    if again and (folder / "last.pt").exists():
+    if again and _saved_at(folder):
         checkpoints = [folder / "last.pt"]
     return folder, next(iter(checkpoints), None)
 
@@ -970,13 +976,43 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         print(f"{what}: {done} in {seconds:.1f} s, {done / seconds:.0f} a second", file=sys.stderr)
 
 
-def _say(line: str) -> None:
+def _say(line: str, *, file: TextIO | None = None) -> None:
     """Print at once, also into a file or another program; one that has gone is no reason to stop."""
+    print(line, file=_Lasting(file or sys.stdout), flush=True)
+
+
+class _Lasting:
+    """A stream that others read; once they have gone, such as a terminal that was closed, it swallows all."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._last(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._last(self._stream.flush)
+
+    def _last(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except OSError:
+            # Else what is left would be tried once more, by the interpreter at its end, and complained of.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return 0
+
+
+@contextmanager
+def _ctrl_c_ends() -> Iterator[None]:
+    """Let Ctrl-C end the program at once, without a word: raised while torch is imported, it ends in C++'s words."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        print(line, flush=True)
-    except OSError:
-        # Else the interpreter would try once more at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say_model(ran: ModelStats) -> None:
@@ -1049,9 +1085,15 @@ def _print_scores(scores: Any) -> None:
     print_scores(_console(), scores)
 
 
-def _console(*, stderr: bool = False) -> Any:
+def _console(*, stderr: bool = False, lasting: bool = False) -> Any:
+    """Where to print; `lasting` if the work goes on when nobody reads it any more."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     # Class names and paths may hold brackets, which are no markup.
-    return Console(width=None if stream.isatty() else PIPE_WIDTH, markup=False, stderr=stderr)
+    return Console(
+        width=None if stream.isatty() else PIPE_WIDTH,
+        markup=False,
+        stderr=stderr,
+        file=_Lasting(stream) if lasting else None,  # type: ignore[arg-type]
+    )

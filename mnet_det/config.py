@@ -214,7 +214,7 @@ class TrainConfig(_Section):
     clip_norm: NotNegativeFloat = Field(default=10.0, description="largest norm of the gradient; 0 for none")
     ema: Annotated[Float, Field(ge=0, lt=1)] = 0.9998
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], BeforeValidator(_off)] = "auto"
-    seed: NotNegativeInt = 0
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"
     compile: bool = Field(default=False, description="torch.compile the backbone")
     eval_every: PositiveInt = Field(

@@ -20,12 +20,13 @@ import timm
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from rich.console import Console
 from safetensors.torch import save_file
 from typer.main import get_command
 
 from mnet_det import catalogue, doctor
+from mnet_det.cli import _Lasting, _run_folder, app
 from mnet_det.cli import _leave_if_capture_hangs as leave_if_capture_hangs
-from mnet_det.cli import app
 from mnet_det.doctor import Finding
 from mnet_det.errors import ConfigError, DownloadError
 from mnet_det.live.capture import THREAD_NAME
@@ -243,7 +244,8 @@ def test_a_second_run_gets_its_own_folder(cli: Cli, config: Path, here: Path) ->
 
 
 def test_a_named_folder_with_a_run_is_not_started_over(cli: Cli, config: Path, here: Path, toy_run: Path) -> None:
-    assert_explained(cli("train", config, "--out", toy_run), "holds a run already; go on with --resume auto", here)
+    why = "holds a run already (last.pt, previous.pt, best.pt); go on with --resume auto"
+    assert_explained(cli("train", config, "--out", toy_run), why, here)
 
 
 @pytest.mark.parametrize("resume", ["auto", "runs/tiny/last.pt"])
@@ -262,6 +264,34 @@ def test_resume_auto_takes_the_newest_run_of_the_config(cli: Cli, config: Path, 
     assert cli("train", config, "train.epochs=3", "--resume", "auto").status == 0
     epochs = {path.parent.name: len(path.read_text().splitlines()) - 1 for path in here.glob("runs/*/metrics.csv")}
     assert epochs == {"tiny": 2, "tiny-2": 3, "tiny-3": 2, "tinier-4": 2}
+
+
+def test_resume_auto_takes_the_checkpoint_before_one_that_is_missing(
+    cli: Cli, config: Path, here: Path, toy_run: Path
+) -> None:
+    shutil.copytree(toy_run, here / "runs" / "tiny")
+    (here / "runs" / "tiny" / "last.pt").unlink()
+    answer = cli("train", config, "train.epochs=3", "--resume", "auto")
+    assert answer.status == 0
+    assert "last.pt: no such file\ngoing on from the one before it, runs/tiny/previous.pt" in answer.out
+    assert not (here / "runs" / "tiny-2").exists()
+
+
+def test_resume_auto_leaves_a_run_alone_that_nothing_can_go_on_from(here: Path, toy_run: Path) -> None:
+    (here / "runs" / "tiny").mkdir(parents=True)
+    shutil.copy(toy_run / "best.pt", here / "runs" / "tiny")
+    assert _run_folder("tiny", None, "auto") == (Path("runs/tiny-2"), None)
+
+
+def test_who_reads_may_go_while_the_work_goes_on() -> None:
+    """A closed terminal ended training in a traceback before it had saved."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        console = Console(file=_Lasting(stream))  # type: ignore[arg-type]
+        for _ in range(2):
+            console.print("one more epoch")
+            console.file.flush()
 
 
 def test_resume_auto_starts_where_nothing_is(cli: Cli, config: Path, here: Path) -> None:
@@ -314,6 +344,8 @@ def test_a_run_that_torchrun_starts_again_keeps_its_folder(here: Path) -> None:
     [
         (["model.alhpa=0.5"], "model.alhpa: no such setting; did you mean 'alpha'?"),
         (["train.epochs=many"], "train.epochs"),
+        ([f"train.seed={2**63}"], f"train.seed: got {2**63}: "),
+        (["--resume", "."], ".: a folder; a run goes on from its last.pt"),
         (["data.root=gone"], "no such folder of images"),
         (["data.train_annotations=gone.json"], "gone.json: no such file"),
         (["model.init=gone.pt"], "gone.pt: no such file"),

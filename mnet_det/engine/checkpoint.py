@@ -104,13 +104,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values; see `save_checkpoint`."""
-    with whole_file(path) as temporary:
+    # Given a name in the place of a file, torch tells of a full disk in words of its own.
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(str(error).splitlines()[0]) from error
-        with temporary.open("rb+") as file:  # else the name could reach the disk before the content does
-            os.fsync(file.fileno())
+            torch.save(content, file)
+        except RuntimeError as error:  # of the file's end, which could not be written either
+            raise error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error)) from None
+        file.flush()
+        os.fsync(file.fileno())  # else the name could reach the disk before the content does
 
 
 def load_resumable(path: Path) -> tuple[Checkpoint, Path, str | None]:
@@ -125,7 +126,7 @@ def load_resumable(path: Path) -> tuple[Checkpoint, Path, str | None]:
     try:
         return load_checkpoint(path), path, None
     except CheckpointError as error:
-        previous = path.with_name("previous.pt")
+        previous = path.parent / "previous.pt"
         if path.name != "last.pt" or not previous.exists():
             raise
         try:
@@ -140,6 +141,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, damaged, or not a checkpoint of mnet-det; one that would run code is not loaded.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder; a run goes on from its last.pt, and detects with its best.pt")
     try:
         with zipfile.ZipFile(path) as archive:  # as torch.save writes it; torch.load leaves the checksums unread
             if archive.testzip() is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -172,4 +174,5 @@ def _meet(store: dist.Store, *, rank: int, size: int) -> str:  # type: ignore[na
 
 
 def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0][:120]
+    line = str(error).partition("\n")[0]
+    return shorten(re.sub(r"^\[.*?\] ", "", line), 120, placeholder=" …")  # gloo begins with where it was built

@@ -154,12 +154,12 @@ def save_best(state: State, config: Config, data: CocoData, out: Path) -> None:
 def take_over(source: Path, out: Path) -> None:
     """Let `last.pt` be the checkpoint that is gone on from, where that is an earlier one or another folder's.
 
-    Saving makes `last.pt` the previous one: a damaged one would take the place of the only one that is good. The best
-    AP of another folder's run comes with the weights that had it.
+    Saving makes `last.pt` the previous one: a damaged one would take the place of the only one that is good. Of another
+    folder's run come, too, the weights that had its best AP, and its numbers.
     """
     taken = [(source, out / "last.pt")]
     if source.resolve().parent != out.resolve():
-        taken.append((source.with_name("best.pt"), out / "best.pt"))
+        taken += [(source.with_name(name), out / name) for name in ("best.pt", "metrics.csv", "train_batch.jpg")]
     for theirs, ours in taken:
         if theirs.exists() and not (ours.exists() and ours.samefile(theirs)):
             with whole_file(ours) as temporary:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,8 @@ def train(
         _open_folder(run)
         if run.resumed_from is None:
             run.save(state)  # from here on the run can be gone on with; a disk that cannot hold it says so now
-        with RunLog(out, first_epoch=state.epoch, enabled=world.is_first) as log, run.wish.deferred():
+        say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        with RunLog(out, first_epoch=state.epoch, enabled=world.is_first, say=say) as log, run.wish.deferred():
             while state.epoch < config.train.epochs and not _is_stale(state, config):
                 row = _train_epoch(run, state)
                 if (state.epoch + 1) % config.train.eval_every == 0 or state.epoch + 1 == config.train.epochs:
@@ -210,7 +212,7 @@ def _prepare(
         pixels=_cached_pixels(config, data, console) if config.data.cache else None,
         mix=plan_mix(config.data, epochs=config.train.epochs),
         say=lambda fault: left_out.add([fault]),
-        say_line=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        say_line=partial(console.print, highlight=False, markup=False, soft_wrap=True),
     )
     state = start_state(
         config,
@@ -313,8 +315,10 @@ def require_own_folder(out: Path, resume: Path | None) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; --out names the run's folder")
-    if (out / "last.pt").exists() and (resume is None or resume.resolve().parent != out.resolve()):
-        raise ConfigError(f"{out}: holds a run already; go on with --resume auto, or choose another --out")
+    held = [name for name in ("last.pt", "previous.pt", "best.pt") if (out / name).exists()]
+    if held and (resume is None or resume.resolve().parent != out.resolve()):
+        advice = "" if held == ["best.pt"] else "go on with --resume auto, or "
+        raise ConfigError(f"{out}: holds a run already ({', '.join(held)}); {advice}choose another --out")
 
 
 def _require_equal_parts(config: Config, device: torch.device, world: World) -> None:

@@ -48,6 +48,17 @@ def test_a_new_run_keeps_nothing_of_an_older_one(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"epoch": "1", "loss": "2"}]
 
 
+def test_curves_that_cannot_be_written_are_no_reason_to_stop(tmp_path: Path) -> None:
+    """A full disk ended the run in a traceback of TensorBoard's, and so did a file of that name."""
+    (tmp_path / "tensorboard").touch()
+    lines: list[str] = []
+    with RunLog(tmp_path, say=lines.append) as log:
+        log.write(1, {"loss": 2.0})
+    assert rows(tmp_path) == [{"epoch": "1", "loss": "2"}]
+    (line,) = lines
+    assert line.startswith("no more TensorBoard curves, which cannot be written (")
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         log.write(1, {"loss": 2.0, "AP": None})

@@ -257,9 +257,17 @@ def test_a_run_folder_is_never_started_over(
     folder = tmp_path / "run"
     shutil.copytree(toy_run, folder)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    with pytest.raises(ConfigError, match="holds a run already; go on with --resume auto, or choose another --out"):
+    why = r"holds a run already \(last.pt, previous.pt, best.pt\); go on with --resume auto, or choose another --out"
+    with pytest.raises(ConfigError, match=why):
         train(configure("train.epochs=3"), out=folder, resume=toy_run / resume if resume else None)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_the_best_weights_alone_are_a_run_too(configure: Callable[..., Config], toy_run: Path, tmp_path: Path) -> None:
+    """Whoever keeps nothing else to save space lost them to the next run."""
+    shutil.copy(toy_run / "best.pt", tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a run already \(best.pt\); choose another --out"):
+        train(configure(), out=tmp_path)
 
 
 def test_it_can_start_from_another_run(configure: Callable[..., Config], toy_run: Path, tmp_path: Path) -> None:
