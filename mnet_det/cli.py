@@ -191,8 +191,8 @@ def train(
                 _say(f"\nstopped; {kept if saved else 'nothing was done yet'}", file=sys.stderr)
             raise typer.Exit(128 + stopped.number) from None
         if world.is_first:
-            _print_scores(result.scores)
-            print(f"best AP {result.best_ap:.3f}; checkpoints, metrics.csv and pictures are in {result.out}")
+            _print_scores(result.scores, lasting=True)
+            _say(f"best AP {result.best_ap:.3f}; checkpoints, metrics.csv and pictures are in {result.out}")
 
 
 @app.command(name="eval")
@@ -1079,10 +1079,10 @@ def _say_left_out(boxes: Sequence[Fault], scores: Scores) -> None:
         )
 
 
-def _print_scores(scores: Any) -> None:
+def _print_scores(scores: Any, *, lasting: bool = False) -> None:
     from mnet_det.report.tables import print_scores
 
-    print_scores(_console(), scores)
+    print_scores(_console(lasting=lasting), scores)
 
 
 def _console(*, stderr: bool = False, lasting: bool = False) -> Any:

@@ -13,6 +13,8 @@ LISTEN = """
 import signal, time
 from mnet_det.interrupt import SAME_WISH_S, Stopped, StopWish
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has set to be ignored, for the tests
+
 def come(number):
     signal.raise_signal(number)
 

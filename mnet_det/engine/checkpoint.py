@@ -109,7 +109,8 @@ def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # of the file's end, which could not be written either
-            raise error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error)) from None
+            first = error.__context__
+            raise first if isinstance(first, OSError) else OSError(str(error).splitlines()[0]) from None
         file.flush()
         os.fsync(file.fileno())  # else the name could reach the disk before the content does
 

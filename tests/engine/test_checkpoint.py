@@ -70,8 +70,8 @@ def test_the_detector_comes_built_with_its_weights_in_eval_mode(path: Path) -> N
 def test_a_full_disk_is_explained_and_leaves_the_checkpoint_that_was_there(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill(content: Any, target: Path) -> None:
-        target.write_bytes(b"half")
+    def fill(content: Any, file: Any) -> None:
+        file.write(b"half")
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nframe #0: …")
 
     monkeypatch.setattr(module.torch, "save", fill)
@@ -133,7 +133,7 @@ def without_names(path: Path) -> None:
         (Path.unlink, "no such file"),
         (text, "not a checkpoint that can be read .* is the file whole"),
         (empty, "not a checkpoint that can be read"),
-        (folder, "not a checkpoint that can be read"),
+        (folder, "a folder; a run goes on from its last.pt, and detects with its best.pt"),
         (half, "not a checkpoint that can be read"),
         (plain_pickle, "not a checkpoint that can be read"),
         (code, "holds more than tensors and plain values, which could run code as it is loaded; refused"),

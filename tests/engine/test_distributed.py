@@ -44,6 +44,7 @@ def metrics(folder: Path, name: str) -> list[float]:
     return [float(row[header.index(name)]) for row in rows if row[header.index(name)]]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_two_processes_train_as_one(toy_words: tuple[str, ...], tmp_path: Path) -> None:
     """With batch norm frozen: the same losses and scores as one process, and as one that takes a batch in two parts.

@@ -79,6 +79,7 @@ def assert_same_state(one: Path, other: Path) -> None:
             assert same, place
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_run_that_is_killed_ten_times_ends_as_one_that_was_not(toy_words: tuple[str, ...], tmp_path: Path) -> None:
     """Bit by bit: loss of every step, numbers of every epoch, weights, their average, momenta."""
@@ -95,6 +96,7 @@ def test_a_run_that_is_killed_ten_times_ends_as_one_that_was_not(toy_words: tupl
     assert not list((tmp_path / "killed").glob(".*"))  # what was half written is gone
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_run_that_is_asked_to_stop_saves_first(toy_words: tuple[str, ...], tmp_path: Path) -> None:
     """SIGTERM and SIGINT within an epoch; the scenario asserts how each process ended, one being asked twice."""
