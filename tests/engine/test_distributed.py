@@ -58,8 +58,8 @@ def test_two_processes_train_as_one(toy_words: tuple[str, ...], tmp_path: Path) 
         f"data.root={toy}",
         "train.batch_size=4",
         "train.frozen_bn=true",
-        "train.epochs=3",
-        "train.eval_every=3",
+        "train.epochs=4",
+        "train.eval_every=4",
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
@@ -71,7 +71,7 @@ def test_two_processes_train_as_one(toy_words: tuple[str, ...], tmp_path: Path) 
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     one = losses(tmp_path / "one.log")
-    assert len(one) == 6
+    assert len(one) == 8
     for name in ("two", "parts", "stopped"):
         assert losses(tmp_path / f"{name}.log") == pytest.approx(one, rel=1e-5), name
         for number in ("loss", "val_loss", "AP"):

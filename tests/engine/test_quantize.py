@@ -209,10 +209,9 @@ FEATURES = {"Convolution", "GroupConvolution", "Clamp"}
         ("ssd", FEATURES | {"Add"}),  # biases, which random weights have none of
         ("ssdlite", FEATURES),
         ("faster_rcnn", FEATURES | {"Relu", "ROIAlign", "ReduceMean", "MatMul"}),
-        pytest.param(
+        (
             "pyramid",
             FEATURES | {"Add", "Relu", "Interpolate", "MaxPool", "Pad", "Concat", "ROIAlign", "Reshape", "MatMul"},
-            marks=pytest.mark.slow,
         ),
     ],
 )
