@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mnet_det.engine.distributed import World
     from mnet_det.engine.evaluate import Scores
     from mnet_det.live.stats import ModelStats
-    from mnet_det.report.cost import Cost
+    from mnet_det.models.cost import Cost
     from mnet_det.runtime import Predictor
     from mnet_det.runtime.backends import Aim
 
@@ -125,7 +125,7 @@ def info(
     from mnet_det.config import load_config
     from mnet_det.files import write_json
     from mnet_det.models import build_classifier, build_detector
-    from mnet_det.report.cost import count_cost
+    from mnet_det.models.cost import count_cost
     from mnet_det.report.tables import print_cost
 
     path, overrides = _split(words)
@@ -880,7 +880,7 @@ def _costs(models: list[str], configs: dict[str, Config]) -> dict[str, Cost]:
         return {}
     from mnet_det.engine.bench import CLASSES
     from mnet_det.models import build_detector
-    from mnet_det.report.cost import count_cost
+    from mnet_det.models.cost import count_cost
 
     def cost(config: Config, classes: int) -> Cost:
         return count_cost(lambda: build_detector(config.model, num_classes=classes), input_hw=config.model.input_hw)

@@ -24,7 +24,7 @@ from mnet_det.live.screen import NoScreen
 from mnet_det.live.source import open_source
 from mnet_det.live.stats import Stats
 from mnet_det.models import build_detector
-from mnet_det.report.cost import Cost, count_cost
+from mnet_det.models.cost import Cost, count_cost
 from mnet_det.runtime import Predictor, load_predictor
 from mnet_det.runtime.benchmark import BenchmarkRow, benchmark, machine
 

@@ -24,7 +24,7 @@ from mnet_det.config import ModelConfig, load_config
 from mnet_det.errors import MnetDetError
 from mnet_det.files import write_json
 from mnet_det.models import build_classifier, build_detector
-from mnet_det.report.cost import Cost, count_cost
+from mnet_det.models.cost import Cost, count_cost
 
 UNITS = {"M": 1e6, "G": 1e9}
 INTRODUCTION = (

@@ -14,7 +14,7 @@ from mnet_det.catalogue import Entry
 from mnet_det.runtime.benchmark import Benchmark, BenchmarkRow, MatrixProduct, StageSummary, g_mult_adds_per_s
 
 if TYPE_CHECKING:
-    from mnet_det.report.cost import Cost  # counting needs torch, printing does not
+    from mnet_det.models.cost import Cost  # counting needs torch, printing does not
 
 
 class _Scores(Protocol):

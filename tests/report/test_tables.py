@@ -12,7 +12,7 @@ from mnet_det.catalogue import CATALOGUE, DEFAULT_DETECTOR, find_entry
 from mnet_det.config import load_config
 from mnet_det.engine.evaluate import NUMBERS, Scores
 from mnet_det.models import build_classifier
-from mnet_det.report.cost import Cost, count_cost
+from mnet_det.models.cost import Cost, count_cost
 from mnet_det.report.tables import bench_json, catalogue_json, print_bench, print_catalogue, print_cost, print_scores
 from mnet_det.runtime.benchmark import Benchmark, BenchmarkRow, MatrixProduct, StageSummary
 

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mnet_det.config import load_config
 from mnet_det.models import build_classifier, build_detector
+from mnet_det.models.cost import NORM_AND_BIAS, Cost, count_cost
 from mnet_det.models.mobilenet_v1 import SeparableBlock
-from mnet_det.report.cost import NORM_AND_BIAS, Cost, count_cost
 
 
 def classifier(*words: str) -> Cost:
