@@ -15,7 +15,7 @@ from mnet_det.data.coco import CocoData, read_coco_json, to_results
 from mnet_det.data.faults import Fault
 from mnet_det.engine import scorers
 from mnet_det.engine.distributed import ALONE, World
-from mnet_det.engine.scorers import Scorer
+from mnet_det.engine.scorers import Scorer, Verdict
 from mnet_det.errors import DataError, ImageError, MnetDetError
 from mnet_det.runtime.predictor import Predictor
 from mnet_det.structures import Detections, Image
@@ -78,6 +78,30 @@ class Scores:
         }
 
 
+@dataclass(frozen=True)
+class Detected:
+    """What a model found in data, and the truth to judge it by.
+
+    Attributes:
+        results: in COCO's form, with the data's own ids.
+        judged: the same, with the model's classes numbered from 1, in its order: so AP does not depend on the data's
+            ids, not even in the last digit.
+        truth: annotations of the images that could be used, with classes numbered alike.
+        classes_left_out: classes of the model that the data lack.
+        left_out: images that could not be used.
+    """
+
+    results: list[dict[str, Any]]
+    judged: list[dict[str, Any]]
+    truth: dict[str, Any]
+    classes_left_out: int
+    left_out: tuple[Fault, ...]
+
+    def complete(self, scores: Scores) -> Scores:
+        """The scores of `judged`, and what was left out of them."""
+        return replace(scores, classes_left_out=self.classes_left_out, left_out=self.left_out)
+
+
 def detect_all(
     predictor: Predictor, data: CocoData, *, batch_size: int | None = None
 ) -> Iterator[list[dict[str, Any]] | Fault]:
@@ -123,8 +147,17 @@ def score_results(
         DataError: a result is about an image that the annotations lack, or none has a category of theirs.
         MissingPackageError: the scorer is not installed.
     """
-    image_ids = {image["id"] for image in truth["images"]}
-    strangers = {result["image_id"] for result in results} - image_ids
+    require_same_data(results, truth)
+    return read_verdict(scorers.judge(results, truth, scorer=scorer), results, truth)
+
+
+def require_same_data(results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> None:
+    """Refuse to judge results by the annotations of other data.
+
+    Raises:
+        DataError: a result is about an image that the annotations lack, or none has a category of theirs.
+    """
+    strangers = {result["image_id"] for result in results} - {image["id"] for image in truth["images"]}
     if strangers:
         named = ", ".join(map(str, sorted(strangers, key=str)[:3]))
         raise DataError(f"{len(strangers)} image ids of the detections are not in the annotations, such as {named}")
@@ -134,14 +167,18 @@ def score_results(
             f"none of the detections has a category of the annotations: theirs are such as "
             f"{results[0]['category_id']}, expected one of {', '.join(map(str, sorted(known)[:5]))} …"
         )
-    verdict = scorers.judge(results, truth, scorer=scorer)
+
+
+def read_verdict(verdict: Verdict, results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> Scores:
+    """What COCOeval said of these results and annotations, by name."""
     names = {category["id"]: category["name"] for category in truth["categories"]}
     per_class = {
-        names[category_id]: _mean(verdict.precision[:, :, index, 0, -1])
+        names[category_id]: mean_precision(verdict.precision[:, :, index, 0, -1])
         for index, category_id in enumerate(verdict.category_ids)
     }
     numbers = {name: None if value == -1 else float(value) for name, value in zip(NUMBERS, verdict.stats, strict=True)}
-    return Scores(numbers, per_class, images=len(image_ids), detections=len(results))
+    num_images = len({image["id"] for image in truth["images"]})
+    return Scores(numbers, per_class, images=num_images, detections=len(results))
 
 
 def evaluate(
@@ -190,14 +227,9 @@ def score_model(
 
     def score() -> Scores:
         parts = [_reveal(outcome) for outcome in outcomes]
-        found = [parts[index % world.size][index // world.size] for index in range(len(data))]
-        left_out = tuple(entry for entry in found if isinstance(entry, Fault))
-        if 2 * len(left_out) > len(data):
-            raise DataError(f"{len(left_out)} of {len(data)} images cannot be used, such as {left_out[0]}")
-        results.extend(result for entry in found if not isinstance(entry, Fault) for result in entry)
-        used = restrict(truth, data.without(left_out))
-        scores = _score_joined(results, used, join_classes(predictor.class_names, data), scorer=scorer)
-        return replace(scores, left_out=left_out)
+        detected = put_together(parts, data, truth, class_names=predictor.class_names)
+        results.extend(detected.results)
+        return detected.complete(score_results(detected.judged, detected.truth, scorer=scorer))
 
     return _reveal(world.share(_attempt(score) if world.is_first else None)), results
 
@@ -220,21 +252,38 @@ def _reveal(outcome: Result | MnetDetError) -> Result:
     return outcome
 
 
-def _score_joined(
-    results: Sequence[Mapping[str, Any]],
+def put_together(
+    parts: Sequence[Sequence[list[dict[str, Any]] | Fault]],
+    data: CocoData,
     truth: Mapping[str, Any],
-    category_ids: Sequence[int | None],
     *,
-    scorer: Scorer,
-) -> Scores:
-    """Score with the classes in the model's order, whose ids in the data are given.
+    class_names: Sequence[str],
+) -> Detected:
+    """What was found in the parts of `data`, in the order of its images.
 
-    So AP does not depend on the data's ids, not even in the last digit.
+    Args:
+        parts: what `detect_all` gave for `data.part(0, P)` … `data.part(P - 1, P)`.
+        data: the images.
+        truth: their annotations, as `restrict` gives them.
+        class_names: the model's.
+
+    Raises:
+        DataError: more than half of the images cannot be used, or the data have classes that the model does not know.
     """
+    found = [parts[index % len(parts)][index // len(parts)] for index in range(len(data))]
+    left_out = tuple(entry for entry in found if isinstance(entry, Fault))
+    if 2 * len(left_out) > len(data):
+        raise DataError(f"{len(left_out)} of {len(data)} images cannot be used, such as {left_out[0]}")
+    results = [result for entry in found if not isinstance(entry, Fault) for result in entry]
+    category_ids = join_classes(class_names, data)
     number_of = {own: label for label, own in enumerate(category_ids, start=1) if own is not None}
-    judged = [{**result, "category_id": number_of[result["category_id"]]} for result in results]
-    scores = score_results(judged, _renumber(truth, number_of), scorer=scorer)
-    return replace(scores, classes_left_out=list(category_ids).count(None))
+    return Detected(
+        results,
+        judged=[{**result, "category_id": number_of[result["category_id"]]} for result in results],
+        truth=_renumber(restrict(truth, data.without(left_out)), number_of),
+        classes_left_out=category_ids.count(None),
+        left_out=left_out,
+    )
 
 
 def _renumber(truth: Mapping[str, Any], number_of: Mapping[int, int]) -> dict[str, Any]:
@@ -280,7 +329,8 @@ def join_classes(class_names: Sequence[str], data: CocoData) -> list[int | None]
     return [id_of.get(name) for name in class_names]  # None too where the data only took the name over
 
 
-def _mean(precision: np.ndarray) -> float | None:
+def mean_precision(precision: np.ndarray) -> float | None:
+    """AP over the part of COCOeval's `precision` that it judged; None where that is nothing."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else None
 
