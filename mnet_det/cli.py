@@ -55,6 +55,7 @@ PIPE_WIDTH = 160
 """Columns of tables that go to a file or another program; left alone, rich cuts them to 80."""
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]…", show_default=False)]
+SCORE_HELP = "Least probability; unless given, that of the best F1 of each class where it was measured, else 0.5."
 MODEL_HELP = "A published name (`mnet-det weights list`), a checkpoint (.pt), .onnx, .xml or a published .tflite file."
 Runtime = Annotated[str, typer.Option(help="auto, openvino, onnxruntime or torch.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; physical cores unless given.")]
@@ -258,7 +259,7 @@ def predict(
         list[str], typer.Argument(metavar="[MODEL] SOURCE…", help="A model, then image files and folders of images.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
-    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability.")] = 0.5,
+    score: Annotated[float | None, typer.Option(min=0.0, max=1.0, help=SCORE_HELP)] = None,
     runtime: Runtime = "auto",
     threads: Threads = None,
     json: JsonOut = None,
@@ -277,12 +278,13 @@ def predict(
     if not Path(words[0]).exists() and not is_model(words[0]):
         find_model(words[0])  # refuses it, with the name that it may be a misspelling of
     images = list(expand(map(Path, sources)))  # before the model is fetched and converted
-    predictor = _load(model, runtime=runtime, threads=threads, score=score)
+    predictor = _load(model, runtime=runtime, threads=threads)
     _say_runtime(predictor)
     results, faults = predict_files(
         predictor,
         images,
         out=out,
+        score=score,
         note=lambda path, count: print(f"{path}: {count} detections"),
     )
     if json is not None:
@@ -301,7 +303,8 @@ def demo(
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help=f"{MODEL_HELP} A folder of runs too. Several to switch between; COCO's published one unless given.",
+            help=f"{MODEL_HELP} A sweep's folder or one of runs too. Several to switch between; COCO's published one "
+            "unless given.",
         ),
     ] = None,
     rho: Annotated[
@@ -317,7 +320,7 @@ def demo(
     record: Annotated[Path | None, typer.Option(help="Video file for the annotated frames.", metavar="FILE")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     no_drop: Annotated[bool, typer.Option("--no-drop", help="Show every frame of a file, however late.")] = False,
-    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability.")] = 0.5,
+    score: Annotated[float | None, typer.Option(min=0.0, max=1.0, help=SCORE_HELP)] = None,
     nms: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, help="Overlap of two boxes of a class; the model's own unless given."),

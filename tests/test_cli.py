@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import onnx
 import pytest
 import timm
 import torch
@@ -30,6 +31,8 @@ from mnet_det.cli import _leave_if_capture_hangs as leave_if_capture_hangs
 from mnet_det.doctor import Finding
 from mnet_det.errors import ConfigError, DownloadError
 from mnet_det.live.capture import THREAD_NAME
+from mnet_det.runtime import cache
+from mnet_det.runtime.metadata import METADATA_KEY
 
 Cli = Callable[..., Any]
 NUMBERS = [
@@ -582,6 +585,64 @@ def test_demo_records_the_clip_frame_by_frame_and_counts_what_it_saw(
     source, copy = cv2.VideoCapture(str(toy / "clip.mp4")), cv2.VideoCapture(str(recorded))
     for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT):
         assert copy.get(what) == pytest.approx(source.get(what))
+
+
+@pytest.fixture
+def scored_model(toy_model: Path, tmp_path: Path) -> Path:
+    """The toy model with scores of its own: so low for discs and rings that they are found everywhere, 1 for others."""
+    path = tmp_path / "scored.onnx"
+    model = onnx.load(toy_model)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    entry.value = json.dumps(json.loads(entry.value) | {"class_scores": [0.001, 0.001, 1, 1, 1, 1]})
+    onnx.save(model, path)
+    return path
+
+
+def test_predict_and_demo_show_each_class_from_its_own_score_on_unless_one_is_given(
+    cli: Cli, toy: Path, scored_model: Path, tmp_path: Path
+) -> None:
+    found, stats = tmp_path / "found.json", tmp_path / "stats.json"
+    for given, categories in ([], {3, 7}), (["--score", "0.001"], {3, 7, 11, 18, 24, 40}):
+        words = ["--out", tmp_path / "found", "--json", found, "--runtime", "openvino", *given]
+        assert cli("predict", scored_model, toy / "val2017", *words).status == 0
+        assert {result["category_id"] for result in read(found)} == categories
+    for given, names in ([], {"disc", "ring"}), (["--score", "1"], set()):
+        words = ["--screen", "none", "--frames", "3", "--stats", stats, "--runtime", "openvino", *given]
+        assert cli("demo", toy / "clip.mp4", "--model", scored_model, *words).status == 0
+        assert read(stats)["detections"].keys() == names
+
+
+def test_demo_of_a_sweep_runs_its_finished_networks(
+    cli: Cli, toy: Path, toy_run: Path, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = tmp_path / "sweep"
+    runs = [
+        {
+            "name": f"ssd-mobilenet_v1-alpha{alpha:g}-rho1-seed{seed}-1f3a9c",
+            "key": f"{alpha} {seed}",
+            "point": {"head": "ssd", "backbone": "mobilenet_v1", "alpha": alpha, "rho": 1.0},
+        }
+        for alpha in (0.1, 0.2)
+        for seed in (0, 1)
+    ]
+    for run in runs[:3]:
+        folder = sweep / str(run["name"])
+        folder.mkdir(parents=True)
+        shutil.copy(toy_run / "best.pt", folder)
+        (folder / "measured.json").write_text(json.dumps({"key": run["key"]}))
+    (sweep / "sweep.json").write_text(json.dumps({"format": 1, "runs": runs}))
+    converted: list[str] = []
+
+    def convert(path: Path, cached: Path, rho: float | None) -> None:
+        converted.append(path.parent.name)
+        shutil.copy(toy_model, cached)
+
+    monkeypatch.setattr(cache, "_convert", convert)
+    monkeypatch.setenv("MNET_DET_CACHE", str(tmp_path / "cache"))
+    words = ["--screen", "none", "--frames", "2", "--runtime", "openvino"]
+    answer = cli("demo", toy / "clip.mp4", "--model", sweep, *words)
+    assert answer.status == 0, answer.err
+    assert converted == [runs[0]["name"]]  # the others' content is the same, so one export serves them
 
 
 def test_demo_stops_after_the_frames_asked_for(cli: Cli, toy: Path, toy_model: Path, tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ class Watched(Predictor):
         super().__init__(backend)
         self.inferences_ms: list[float] = []
 
-    def timed(self, image: Image, *, score: float | None = None, nms: float | None = None) -> tuple[Detections, Times]:
+    def timed(
+        self, image: Image, *, score: float | tuple[float, ...] | None = None, nms: float | None = None
+    ) -> tuple[Detections, Times]:
         """See `Predictor.timed`."""
         detections, times = super().timed(image, score=score, nms=nms)
         self.inferences_ms.append(times.total_ms)

@@ -18,6 +18,7 @@ from mnet_det.errors import CheckpointError, ConfigError
 from mnet_det.files import whole_file
 from mnet_det.models import build_detector
 from mnet_det.models.detector import Detector
+from mnet_det.runtime.postprocess import VIEWING_SCORE
 from mnet_det.weights import SUFFIXES as PUBLISHED_SUFFIXES
 from mnet_det.weights import read_published
 from mnet_det.weights.published import Kind
@@ -41,6 +42,8 @@ class Checkpoint:
         training: what a run needs to go on (raw weights, optimiser, step …); None in a finished `best.pt`.
         kind: a detector, or published ImageNet weights that training can start from.
         folded: batch norm is folded into the convolutions (`weights.Published`); training has to undo that.
+        class_scores: K least probabilities to show its detections with, 0…1: those of the best F1 that was measured;
+            None if nobody did.
     """
 
     config: Config
@@ -50,6 +53,7 @@ class Checkpoint:
     training: dict[str, Any] | None = None
     kind: Kind = "detector"
     folded: bool = False
+    class_scores: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         model = self.config.model
@@ -98,8 +102,33 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "training": checkpoint.training,
         "kind": checkpoint.kind,
         "folded": checkpoint.folded,
+        "class_scores": None if checkpoint.class_scores is None else list(checkpoint.class_scores),
     }
     save_tensors(path, content)
+
+
+def store_class_scores(path: Path, scores: Mapping[str, float | None]) -> None:
+    """Write into a checkpoint which scores to show its detections with; all else in it stays as it is.
+
+    Args:
+        path: the file; it is always whole, even if the power goes.
+        scores: the least probability by class name, 0…1; a class without one gets `VIEWING_SCORE`.
+
+    Raises:
+        ValueError: a class that the checkpoint does not have, or a score beyond 0…1.
+        CheckpointError: see `load_checkpoint`.
+        MnetDetError: see `save_checkpoint`.
+    """
+    content = _read(path)
+    names = _checkpoint(content, path).class_names
+    strangers = sorted(set(scores) - set(names))
+    if strangers:
+        raise ValueError(f"{path}: no class {strangers[0]!r}; it has {', '.join(names)}")
+    by_name = {name: VIEWING_SCORE if score is None else float(score) for name, score in scores.items()}
+    if not all(0 <= score <= 1 for score in by_name.values()):  # NaN is not
+        raise ValueError(f"expected scores of 0 to 1, got {by_name}")
+    # What was read, not a checkpoint made of it: one of an earlier format lacks what a new one has to have.
+    save_tensors(path, {**content, "class_scores": [by_name.get(name, VIEWING_SCORE) for name in names]})
 
 
 def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
@@ -142,6 +171,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, damaged, or not a checkpoint of mnet-det; one that would run code is not loaded.
     """
+    return _checkpoint(_read(path), path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's file, of a format that we read."""
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder; a run goes on from its last.pt, and detects with its best.pt")
     try:
@@ -170,6 +204,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: format {content['mnet_det']}, this version reads {' and '.join(map(str, READ_FORMATS))}; use the "
             "version that wrote it, or train it again"
         )
+    return content
+
+
+def _checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """The checkpoint that was read from a file."""
     try:
         return Checkpoint(
             config=parse_config(content["config"], source=str(path)),
@@ -179,9 +218,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
             training=content["training"],
             kind=content["kind"],
             folded=content["folded"],
+            class_scores=_class_scores(content, path),
         )
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{path}: a checkpoint of another version ({error})") from None
+
+
+def _class_scores(content: Mapping[str, Any], path: Path) -> tuple[float, ...] | None:
+    scores, names = content.get("class_scores"), content["class_names"]
+    if scores is None:  # nobody measured them, or the file is older than they are
+        return None
+    good = isinstance(scores, list) and all(isinstance(score, float) and 0 <= score <= 1 for score in scores)
+    if not good or len(scores) != len(names):
+        raise CheckpointError(
+            f"{path}: damaged: class_scores are {scores!r:.80}, expected {len(names)} numbers from 0 to 1; get "
+            "the file again from where it came from"
+        )
+    return tuple(scores)
 
 
 def open_checkpoint(path: Path, *, labels: Sequence[str] | None = None) -> Checkpoint:

@@ -154,6 +154,8 @@ def export_detector(
 def _adapted(checkpoint: Checkpoint, *, proposals: int | None, rho: float | None) -> Checkpoint:
     """The same weights with other settings that need no training."""
     raw = checkpoint.config.model_dump()
+    if rho is not None and rho != checkpoint.config.model.rho:
+        checkpoint = replace(checkpoint, class_scores=None)  # measured at the other size
     if proposals is not None:
         if raw["model"]["head"] != "faster_rcnn":
             raise ConfigError(

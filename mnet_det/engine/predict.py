@@ -18,14 +18,17 @@ def predict_files(
     sources: Sequence[Path],
     *,
     out: Path,
+    score: float | tuple[float, ...] | None = None,
     note: Callable[[Path, int], None] = lambda path, n: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Detect in files and folders of images, and write each picture with its boxes to `out`.
 
     Args:
-        predictor: the model, with the score threshold to use.
+        predictor: the model.
         sources: image files, and folders whose images are all taken.
         out: folder for the pictures; each keeps its file name.
+        score: the least probability, or one for each class; unless given, the one to show a person the model's
+            detections with.
         note: called with each picture's path and the number of detections in it.
 
     Returns:
@@ -35,13 +38,14 @@ def predict_files(
         DataError: a source is missing or not an image, or two have the same name.
     """
     results, faults = [], []
+    least = predictor.viewing_score if score is None else score
     for path in _distinct(expand(sources)):
         try:
             image = read_image(path)
         except DataError as error:  # one damaged file costs itself, not all that follow
             faults.append(str(error))
             continue
-        detections = predictor(image)
+        detections = predictor(image, score=least)
         picture = out / path.name
         if picture.resolve() == path.resolve():
             raise DataError(f"{path}: the picture would replace the image itself; choose another --out folder")

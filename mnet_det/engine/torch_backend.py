@@ -51,13 +51,15 @@ class TorchBackend(Backend):
         return Candidates(*(tensor.float().cpu().numpy() for tensor in found))
 
 
-def load_torch_predictor(path: Path, *, threads: int | None = None, score: float | None = None) -> Predictor:
+def load_torch_predictor(
+    path: Path, *, threads: int | None = None, score: float | tuple[float, ...] | None = None
+) -> Predictor:
     """A checkpoint or published weights on torch itself: batch norm folded, channels last.
 
     Args:
         path: the file.
         threads: how many to compute with; torch's own choice unless given.
-        score: the least probability; unless given, the one the model was scored with.
+        score: the least probability, or one for each class; unless given, the one the model was scored with.
 
     Raises:
         CheckpointError: not a detector.
@@ -78,11 +80,17 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> ModelMetadata:
         name=name_of(path),
         class_names=checkpoint.class_names,
         category_ids=checkpoint.category_ids,
+        class_scores=checkpoint.class_scores,
     )
 
 
 def describe(
-    config: Config, *, name: str, class_names: tuple[str, ...], category_ids: tuple[int, ...]
+    config: Config,
+    *,
+    name: str,
+    class_names: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    class_scores: tuple[float, ...] | None = None,
 ) -> ModelMetadata:
     """What a detector of this config says about itself."""
     return ModelMetadata(
@@ -99,6 +107,7 @@ def describe(
         nms=config.eval.nms,
         pre_nms=config.eval.pre_nms,
         max_detections=config.eval.max_detections,
+        class_scores=class_scores,
     )
 
 

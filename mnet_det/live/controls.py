@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from mnet_det.live.lineup import MOST_MODELS
+from mnet_det.runtime.postprocess import VIEWING_SCORE
 
 Action = Literal[
     "quit",
@@ -16,6 +17,7 @@ Action = Literal[
     "mirror",
     "raise_score",
     "lower_score",
+    "own_score",
     "next_model",
     "previous_model",
     "score",
@@ -34,6 +36,7 @@ KEYS: Mapping[str, Action] = {
     "+": "raise_score",
     "=": "raise_score",  # + without shift on most keyboards
     "-": "lower_score",
+    "o": "own_score",
     "[": "previous_model",
     "]": "next_model",
     "m": "mirror",
@@ -46,6 +49,7 @@ HELP = {
     "s": "snapshot",
     "r": "record",
     "+ -": "score",
+    "o": "each model's own score",
     "[ ]": "model",
     "m": "mirror",
     "f": "full screen",
@@ -93,14 +97,14 @@ class Settings:
 
     Attributes:
         model: which of the models.
-        score: least probability of what is drawn and counted.
+        score: least probability of what is drawn and counted; None: each model's own (`Predictor.viewing_score`).
         nms: IoU above which the lesser of two boxes of a class goes; None: the model's own.
         classes: names of those that are drawn and counted; none: all.
         mirror: left and right change places before the network looks.
     """
 
     model: int = 0
-    score: float = 0.5
+    score: float | None = None
     nms: float | None = None
     classes: tuple[str, ...] = ()
     mirror: bool = False
@@ -118,15 +122,18 @@ class Controls:
     def obey(self, command: Command) -> None:
         """Follow a command; those that ask for no lasting change do nothing here."""
         settings, value = self.settings, command.value
+        score = VIEWING_SCORE if settings.score is None else settings.score
         match command.action:
             case "quit":
                 self.quit = True
             case "pause":
                 self.paused = not self.paused
             case "raise_score":
-                self._set(score=max(settings.score, min(MOST_SCORE, round(settings.score + SCORE_STEP, 2))))
+                self._set(score=max(score, min(MOST_SCORE, round(score + SCORE_STEP, 2))))
             case "lower_score":
-                self._set(score=min(settings.score, max(LEAST_SCORE, round(settings.score - SCORE_STEP, 2))))
+                self._set(score=min(score, max(LEAST_SCORE, round(score - SCORE_STEP, 2))))
+            case "own_score":
+                self._set(score=None)
             case "next_model":
                 self._set(model=(settings.model + 1) % self.models)
             case "previous_model":

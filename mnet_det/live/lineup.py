@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnet_det.errors import CheckpointError, ConfigError
 
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 
 MOST_MODELS = 32
 """All are loaded at the start, and stay in memory."""
+
+PLAN = "sweep.json"
+"""What makes a folder a sweep's; it names the runs, of which several may train one network with other seeds."""
+
+RUN_OF_SWEEP = re.compile(r"(?P<network>.+)-alpha[\d.]+-rho[\d.]+-seed\d+-[0-9a-f]+")
+"""How a sweep calls its runs; alpha and the input's size are told beside the name anyway."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class ModelCard:
         precision: "float32" or "int8".
         nms: the threshold it was scored with, which holds until the viewer sets another.
         class_names: in the order of its labels.
+        class_scores: the least probabilities that hold for them until the viewer sets one; None: `VIEWING_SCORE`.
     """
 
     name: str
@@ -36,6 +45,7 @@ class ModelCard:
     threads: int
     nms: float
     class_names: tuple[str, ...]
+    class_scores: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, predictor: Predictor) -> ModelCard:
@@ -50,6 +60,7 @@ class ModelCard:
             threads=predictor.threads,
             nms=predictor.thresholds.nms,
             class_names=predictor.class_names,
+            class_scores=predictor.metadata.class_scores,
         )
 
     def __str__(self) -> str:
@@ -57,6 +68,14 @@ class ModelCard:
         precision = "" if self.precision == "float32" else f"   {self.precision}"
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         return f"{self.name}   alpha {self.alpha:g}   {width}x{height}{precision}   {self.runtime}, {threads}"
+
+
+def cards_of(models: Sequence[Predictor]) -> list[ModelCard]:
+    """The cards of a line-up; a sweep's runs are called by their network alone where that tells them apart."""
+    cards = [ModelCard.of(model) for model in models]
+    runs = [RUN_OF_SWEEP.fullmatch(card.name) for card in cards]
+    short = [replace(card, name=run["network"]) if run else card for card, run in zip(cards, runs, strict=True)]
+    return short if len(set(map(str, short))) == len(short) else cards
 
 
 def load_lineup(
@@ -68,12 +87,12 @@ def load_lineup(
     """Load each model once, in the order given; those of a folder with the most work for each image first.
 
     Args:
-        words: MODELs, or folders of runs, such as a sweep's.
+        words: MODELs, or folders of runs; of a sweep's, one model for each network that is finished.
         load: how to load one: the MODEL, and rho, or None for the model's own.
         rhos: run the same weights at each of these resolutions.
 
     Raises:
-        CheckpointError: a folder without a model in it.
+        CheckpointError: a folder without a model in it; a sweep whose plan is damaged, or that has not finished a run.
         ConfigError: too many models.
     """
     files = {word: _models_in(Path(word)) if os.path.isdir(word) else [word] for word in words}
@@ -94,7 +113,9 @@ def _work(predictor: Predictor) -> float:
 
 
 def _models_in(folder: Path) -> list[str]:
-    """The best checkpoint of a run, or of each run in a folder; else what exported files lie in it."""
+    """A sweep's networks; the best checkpoint of a run, or of each run in a folder; else the exported files in it."""
+    if (folder / PLAN).is_file():
+        return _models_of_sweep(folder)
     for pattern in ("best.pt", "*/best.pt", "**/best.pt", "*.onnx", "*.xml"):
         found = sorted(folder.glob(pattern))
         if pattern == "*.xml":  # annotations end so, too
@@ -104,3 +125,41 @@ def _models_in(folder: Path) -> list[str]:
     raise CheckpointError(
         f"{folder}: no model in this folder; expected a run's best.pt, folders of runs, or exported .onnx or .xml files"
     )
+
+
+def _models_of_sweep(folder: Path) -> list[str]:
+    """The best checkpoint of each network of a sweep: of its first run in the plan that is finished."""
+    plan = _read_json(folder / PLAN)
+    try:
+        runs = [(json.dumps(run["point"], sort_keys=True), folder / run["name"], run["key"]) for run in plan["runs"]]
+    except (KeyError, TypeError):
+        runs = None
+    if runs is None:
+        raise CheckpointError(
+            f"{folder / PLAN}: damaged, or not the plan of a sweep; run its `mnet-det sweep` command again: it "
+            "writes that anew and trains nothing twice"
+        )
+    models: dict[str, str] = {}
+    for network, run, key in runs:
+        if network not in models and _is_finished(run, key=key):
+            models[network] = str(run / "best.pt")
+    if not models:
+        raise CheckpointError(
+            f"{folder}: of this sweep's {len(runs)} runs none is finished; run its `mnet-det sweep` command again, "
+            "which goes on with them, or give the folder of one run"
+        )
+    return list(models.values())
+
+
+def _is_finished(run: Path, *, key: str) -> bool:
+    """Whether a run was trained and measured as the plan has it, and not as an earlier plan had it."""
+    measured = _read_json(run / "measured.json")
+    return isinstance(measured, dict) and measured.get("key") == key and (run / "best.pt").is_file()
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a file; None if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

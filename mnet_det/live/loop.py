@@ -21,7 +21,7 @@ from mnet_det.images import write_image
 from mnet_det.live.capture import ReadAhead, play
 from mnet_det.live.controls import Command, Controls, Settings
 from mnet_det.live.frame import Frame, Source
-from mnet_det.live.lineup import ModelCard
+from mnet_det.live.lineup import ModelCard, cards_of
 from mnet_det.live.overlay import draw_panel, panel_lines
 from mnet_det.live.recorded import Recorded
 from mnet_det.live.recorder import Recorder
@@ -44,7 +44,7 @@ def run_demo(
     source: Recorded | Source,
     screen: Screen,
     *,
-    score: float = 0.5,
+    score: float | None = None,
     nms: float | None = None,
     classes: Sequence[str] = (),
     mirror: bool = False,
@@ -65,7 +65,8 @@ def run_demo(
         models: what a viewer can switch between; the first runs first.
         source: where frames come from; closed at the end.
         screen: where they go; closed at the end.
-        score: least probability of what is drawn and counted; like the next three, a viewer can change it.
+        score: least probability of what is drawn and counted, each model's own unless given; like the next three, a
+            viewer can change it.
         nms: IoU above which the lesser of two boxes of a class goes; the model's own unless given.
         classes: names of those that are drawn and counted; all unless given.
         mirror: left and right change places, as in a mirror.
@@ -88,7 +89,7 @@ def run_demo(
             source = play(source) if screen.watched and not no_drop else ReadAhead(source)
         stack.callback(source.close)
         stack.callback(screen.close)
-        cards = [ModelCard.of(model) for model in models]
+        cards = cards_of(models)
         _require_known(classes, cards)
         detector = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="detector"))
         settings = Settings(score=score, nms=nms, classes=tuple(classes), mirror=mirror)
@@ -372,7 +373,8 @@ def _look_at_next(model: Predictor, source: Source, settings: Settings) -> _Look
 
 def _look_at(model: Predictor, frame: Frame, settings: Settings, *, again: bool = False) -> _Look:
     image = cv2.flip(frame.image, 1) if settings.mirror else frame.image
-    detections, times = model.timed(image, score=settings.score, nms=settings.nms)
+    score = model.viewing_score if settings.score is None else settings.score
+    detections, times = model.timed(image, score=score, nms=settings.nms)
     if settings.classes:
         labels = [label for label, name in enumerate(model.class_names) if name in settings.classes]
         detections = detections[np.isin(detections.labels, labels)]

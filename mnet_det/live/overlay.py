@@ -8,6 +8,7 @@ import cv2
 
 from mnet_det.draw import FONT
 from mnet_det.live.screen import Status
+from mnet_det.runtime.postprocess import VIEWING_SCORE
 from mnet_det.structures import Image
 
 
@@ -19,10 +20,13 @@ def panel_lines(status: Status) -> list[str]:
     )
     card = status.models[status.model]
     nms = card.nms if settings.nms is None else settings.nms
+    score = f"{VIEWING_SCORE if settings.score is None else settings.score:.2f}"
+    if settings.score is None and card.class_scores is not None:
+        score = "best F1"
     number = f"   model {status.model + 1} of {len(status.models)}" if len(status.models) > 1 else ""
     return [
         f"{fps} fps   latency {latency} ms   network {network} ms",
-        f"dropped {readings.dropped}   score {settings.score:.2f}   nms {nms:.2f}{number}",
+        f"dropped {readings.dropped}   score {score}   nms {nms:.2f}{number}",
         str(card),
     ]
 

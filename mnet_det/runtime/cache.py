@@ -18,7 +18,7 @@ from mnet_det.files import sha256_of
 
 Loaded = TypeVar("Loaded")
 
-EXPORT_FORMAT = 2
+EXPORT_FORMAT = 3
 """Raise it with any change of what an export holds (graph, weights or metadata): the caches make theirs again."""
 EXPORTED_SUFFIXES = (".onnx", ".xml")
 CONVERTED_SUFFIXES = (".pt", ".tflite")

@@ -41,6 +41,8 @@ class ModelMetadata(BaseModel):
         category_ids: the data's own ids, in the order of `class_names`.
         input_hw: height and width of the network's input, pixels.
         score, nms, pre_nms, max_detections: the thresholds it was scored with, as in `EvalConfig`.
+        class_scores: K least probabilities to show its detections with, 0…1: those of the best F1 that was measured;
+            None if nobody did.
         quantization: of an int8 model.
     """
 
@@ -59,6 +61,7 @@ class ModelMetadata(BaseModel):
     nms: float
     pre_nms: int
     max_detections: int
+    class_scores: tuple[float, ...] | None = None
     quantization: Quantization | None = None
 
     @property
@@ -70,6 +73,16 @@ class ModelMetadata(BaseModel):
     def _classes_have_ids(self) -> ModelMetadata:
         if len(self.class_names) != len(self.category_ids):
             raise ValueError(f"{len(self.class_names)} class_names but {len(self.category_ids)} category_ids")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_have_scores(self) -> ModelMetadata:
+        if self.class_scores is None:
+            return self
+        if len(self.class_names) != len(self.class_scores):
+            raise ValueError(f"{len(self.class_names)} class_names but {len(self.class_scores)} class_scores")
+        if not all(0 <= score <= 1 for score in self.class_scores):  # NaN is not
+            raise ValueError(f"class_scores {self.class_scores}, expected 0 to 1")
         return self
 
     def to_json(self) -> str:

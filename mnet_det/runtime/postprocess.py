@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mnet_det.structures import Candidates, Detections, FloatArray, IntArray
 
+VIEWING_SCORE = 0.5
+"""Least probability of what is shown to a person, where a model knows none of its own."""
 FIRST_LOOK = 1024
 """Pairs of candidate and class that are looked at first."""
 BLOCK = 128
@@ -35,13 +37,13 @@ class Thresholds:
     """Which candidates become detections.
 
     Attributes:
-        score: the least probability, inclusive.
+        score: the least probability, inclusive; or K of them, one for each class.
         nms: of two boxes of one class with a larger IoU than this, the worse goes.
         pre_nms: how many candidates of each class enter suppression, best first.
         max_detections: how many come out for an image, all classes together.
     """
 
-    score: float
+    score: float | tuple[float, ...]
     nms: float
     pre_nms: int
     max_detections: int
@@ -62,11 +64,14 @@ def postprocess(boxes_xyxy: FloatArray, scores: FloatArray, thresholds: Threshol
         boxes_xyxy: float32 [N, R, 4], network pixels; R is 1 (shared by the classes) or K.
         scores: float32 [N, K], probabilities.
         thresholds: what to keep.
+
+    Raises:
+        ValueError: other than one or K least scores.
     """
     # Whether a pair of candidate and class becomes a detection depends on better pairs alone. So the best are looked at
     # first, and more only while detections are missing: a low threshold lets in a hundred thousand pairs.
-    for score in _falling_scores(scores, thresholds.score):
-        pairs = _ranked_pairs(boxes_xyxy, scores, score, thresholds.pre_nms)
+    for least in _falling_scores(scores, _least_score(thresholds.score, classes=scores.shape[1])):
+        pairs = _ranked_pairs(boxes_xyxy, scores, least, thresholds.pre_nms)
         kept = _suppress(pairs, thresholds)
         if len(kept) == thresholds.max_detections:
             break
@@ -78,18 +83,27 @@ def postprocess_batch(candidates: Candidates, thresholds: Thresholds) -> list[De
     return [postprocess(boxes, scores, thresholds) for boxes, scores in zip(*candidates, strict=True)]
 
 
-def _falling_scores(scores: FloatArray, least: float) -> Iterator[float]:
+def _least_score(score: float | tuple[float, ...], *, classes: int) -> float | FloatArray:
+    """What scores are compared with: a number, or float32 [K]; above 0, even where denormals are read as 0."""
+    tiny = np.finfo(np.float32).tiny
+    if not isinstance(score, tuple):
+        return max(score, float(tiny))
+    if len(score) != classes:
+        raise ValueError(f"expected a score for each of {classes} classes, got {len(score)}")
+    return np.maximum(np.array(score, np.float32), tiny)  # float32, as numpy makes a plain number beside float32
+
+
+def _falling_scores(scores: FloatArray, least: float | FloatArray) -> Iterator[float | FloatArray]:
     """Thresholds that let in ever more pairs, the last one those that reach `least`."""
-    least = max(least, float(np.finfo(np.float32).tiny))  # above 0, even where an engine has denormals read as 0
     passing = scores[scores >= least]  # NaN does not
     wanted = FIRST_LOOK
     while wanted < len(passing):
-        yield float(np.partition(passing, -wanted)[-wanted])
+        yield np.maximum(np.partition(passing, -wanted)[-wanted], least)
         wanted *= 8
     yield least
 
 
-def _ranked_pairs(boxes_xyxy: FloatArray, scores: FloatArray, least: float, pre_nms: int) -> Detections:
+def _ranked_pairs(boxes_xyxy: FloatArray, scores: FloatArray, least: float | FloatArray, pre_nms: int) -> Detections:
     """The usable pairs of candidate and class that reach `least`, best first, at most `pre_nms` of a class."""
     candidate, label = np.divmod(np.flatnonzero(scores >= least), scores.shape[1])  # [P] each
     pairs = Detections(boxes_xyxy[candidate, 0 if boxes_xyxy.shape[1] == 1 else label], scores[candidate, label], label)

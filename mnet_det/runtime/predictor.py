@@ -18,7 +18,7 @@ from mnet_det.runtime.backends import Aim, Backend
 from mnet_det.runtime.cache import load_exported
 from mnet_det.runtime.choice import ENGINES, Choice, choose_runtime
 from mnet_det.runtime.metadata import ModelMetadata
-from mnet_det.runtime.postprocess import Thresholds, postprocess
+from mnet_det.runtime.postprocess import VIEWING_SCORE, Thresholds, postprocess
 from mnet_det.structures import Detections, Image
 
 RUNTIMES = ("auto", *ENGINES)
@@ -76,12 +76,19 @@ class Predictor:
         """How many threads the engine computes with."""
         return self.backend.threads
 
-    def __call__(self, image: Image, *, score: float | None = None, nms: float | None = None) -> Detections:
+    @property
+    def viewing_score(self) -> float | tuple[float, ...]:
+        """The least probability to show a person: of each class where that was measured, else `VIEWING_SCORE`."""
+        return self.metadata.class_scores or VIEWING_SCORE
+
+    def __call__(
+        self, image: Image, *, score: float | tuple[float, ...] | None = None, nms: float | None = None
+    ) -> Detections:
         """Detect in one image.
 
         Args:
             image: RGB uint8 [H, W, 3].
-            score: the least probability, for this call alone.
+            score: the least probability, or one for each class, for this call alone.
             nms: the IoU above which the lesser of two boxes of a class goes, for this call alone.
 
         Returns:
@@ -89,7 +96,9 @@ class Predictor:
         """
         return self.timed(image, score=score, nms=nms)[0]
 
-    def timed(self, image: Image, *, score: float | None = None, nms: float | None = None) -> tuple[Detections, Times]:
+    def timed(
+        self, image: Image, *, score: float | tuple[float, ...] | None = None, nms: float | None = None
+    ) -> tuple[Detections, Times]:
         """Detect in one image as `predictor(image)` does, and say how long each stage took."""
         started = time.perf_counter()
         pixels, resize = self._preprocess(_checked(image))
@@ -124,7 +133,7 @@ def load_predictor(
     *,
     runtime: str = "auto",
     threads: int | None = None,
-    score: float | None = None,
+    score: float | tuple[float, ...] | None = None,
     aim: Aim = "latency",
     rho: float | None = None,
 ) -> Predictor:
@@ -134,8 +143,8 @@ def load_predictor(
         path: the model file, or the name of published weights (fetched once, into the cache).
         runtime: "openvino", "onnxruntime", or "auto": the quicker one on this machine, timed at the first use.
         threads: how many to compute with; physical cores unless given.
-        score: the least probability; unless given, the one the model was scored with, which suits AP. Use about 0.5
-            to show the result to a person.
+        score: the least probability, or one for each class; unless given, the one the model was scored with, which
+            suits AP. To show the result to a person, give `predictor.viewing_score` to its calls.
         aim: "throughput" for many images from several threads (`predictor.backend.callers` of them).
         rho: resolution multiplier, if not the model's own: the same weights on another input size. Not for `.onnx` and
             `.xml` files, whose size is fixed.

@@ -20,6 +20,7 @@ from mnet_det.engine.checkpoint import (
     open_checkpoint,
     open_detector,
     save_checkpoint,
+    store_class_scores,
 )
 from mnet_det.errors import CheckpointError, MnetDetError
 from mnet_det.models import build_classifier, build_detector
@@ -51,6 +52,53 @@ def test_it_reads_back_equal(path: Path) -> None:
     assert loaded.training is None
     assert loaded.weights.keys() == saved.weights.keys()
     assert all(torch.equal(loaded.weights[name], saved.weights[name]) for name in saved.weights)
+
+
+def test_scores_of_classes_read_back_and_older_files_have_none(path: Path) -> None:
+    assert load_checkpoint(path).class_scores is None
+    save_checkpoint(path, replace(make(), class_scores=(0.25, 0.4)))
+    assert load_checkpoint(path).class_scores == (0.25, 0.4)
+    content = torch.load(path, weights_only=True)
+    del content["class_scores"]
+    torch.save(content, path)
+    assert load_checkpoint(path).class_scores is None
+
+
+def test_stored_scores_of_classes_change_nothing_else(path: Path) -> None:
+    save_checkpoint(path, replace(make(), training={"step": 7, "raw": {"w": torch.arange(3.0)}}))
+    before = torch.load(path, weights_only=True)
+    store_class_scores(path, {"naïve dog": 0.31, "cat": None})
+    store_class_scores(path, {"naïve dog": 0.32})  # a second measurement
+    assert load_checkpoint(path).class_scores == (0.5, 0.32)  # 0.5: nothing is known of cats
+    after = torch.load(path, weights_only=True)
+    assert before.pop("weights").keys() == (weights := after.pop("weights")).keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in make().weights.items())
+    assert torch.equal(after.pop("training")["raw"]["w"], before.pop("training")["raw"]["w"])
+    assert after == before | {"class_scores": [0.5, 0.32]}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_checkpoint_of_the_earlier_format_stays_one(path: Path) -> None:
+    """What a run needs to go on from format 3 is not in it."""
+    changed("mnet_det", 2)(path)
+    store_class_scores(path, {"cat": 0.2})
+    assert torch.load(path, weights_only=True)["mnet_det"] == 2
+    assert load_checkpoint(path).class_scores == (0.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"bird": 0.5}, r"best\.pt: no class 'bird'; it has cat, naïve dog"),
+        ({"cat": 1.5}, "expected scores of 0 to 1, got {'cat': 1.5}"),
+        ({"cat": float("nan")}, "expected scores of 0 to 1"),
+    ],
+)
+def test_scores_that_cannot_be_a_class_s_are_not_stored(scores: dict[str, float], message: str, path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        store_class_scores(path, scores)
+    assert path.read_bytes() == before
 
 
 def test_torch_alone_reads_it_without_running_code(path: Path) -> None:
@@ -142,6 +190,9 @@ def without_names(path: Path) -> None:
         (changed("mnet_det", 99), "format 99, this version reads 2 and 3"),
         (changed("config", {"model": {"colour": "red"}}), "a checkpoint of another version .*model.colour"),
         (without_names, "a checkpoint of another version .*class_names"),
+        (changed("class_scores", [0.5]), r"damaged: class_scores are \[0\.5\], expected 2 numbers from 0 to 1; get"),
+        (changed("class_scores", [0.5, float("nan")]), "damaged: class_scores"),
+        (changed("class_scores", 0.5), "damaged: class_scores"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -115,6 +115,27 @@ def test_same_weights_at_another_resolution(
     assert all(value.equal(weights[name]) for name, value in detector.state_dict().items())
 
 
+@pytest.mark.parametrize(("rho", "scores"), [(None, "own"), (1.0, "own"), (1.5, None)])
+def test_scores_of_classes_go_along_at_the_size_they_were_measured_at(
+    rho: float | None,
+    scores: str | None,
+    exported: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, seen = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), []
+
+    def stop(detector: Any, metadata: ModelMetadata, path: Path, *, batch: int) -> None:
+        seen.append(metadata.class_scores)
+        raise ExportError("seen enough")
+
+    save_checkpoint(tmp_path / "scored.pt", replace(load_checkpoint(exported("ssdlite").checkpoint), class_scores=own))
+    monkeypatch.setattr(module, "write_onnx", stop)
+    with pytest.raises(ExportError, match="seen enough"):
+        export_detector(tmp_path / "scored.pt", tmp_path / "model.onnx", rho=rho)
+    assert seen == [own if scores else None]
+
+
 def test_resolution_that_leaves_nothing_of_the_input_is_refused(exported: Callable[[str], Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="less than one"):
         export_detector(exported("ssdlite").checkpoint, tmp_path / "tiny.onnx", rho=0.01)

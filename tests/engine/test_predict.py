@@ -19,8 +19,13 @@ class Finder:
 
     class_names = ("a", "b")
     metadata = SimpleNamespace(category_ids=(17, 18))
+    viewing_score = (0.3, 0.6)
 
-    def __call__(self, image: Image) -> Detections:
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def __call__(self, image: Image, *, score: object) -> Detections:
+        self.asked.append(score)
         return Detections(np.array([[4, 6, 24, 36]], np.float32), np.array([0.75], np.float32), np.array([1]))
 
 
@@ -39,6 +44,15 @@ def test_results_are_coco_with_file_names_and_the_data_s_ids(folder: Path, tmp_p
     assert not faults
     expected = {"category_id": 18, "bbox": [4, 6, 20, 30], "score": 0.75}
     assert results == [{"image_id": name, **expected} for name in ("a.png", "ü.png")]
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, (0.3, 0.6)), (0.2, 0.2), (0.0, 0.0)])
+def test_the_model_s_own_score_to_show_holds_unless_one_is_given(
+    given: float | None, asked: object, folder: Path, tmp_path: Path
+) -> None:
+    finder = Finder()
+    predict_files(finder, [folder], out=tmp_path / "found", score=given)
+    assert finder.asked == [asked] * 2
 
 
 def test_each_picture_has_its_boxes_drawn_under_its_own_name(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from mnet_det.config import load_config
-from mnet_det.engine.checkpoint import load_checkpoint
+from mnet_det.engine.checkpoint import load_checkpoint, store_class_scores
 from mnet_det.engine.torch_backend import TINY_WEIGHT, TorchBackend, describe, fuse, load_torch_predictor
 from mnet_det.models import build_detector
 from mnet_det.models.detector import Detector
@@ -139,6 +140,15 @@ def test_a_checkpoint_predicts_as_the_detector_in_it(toy_run: Path) -> None:
 def test_the_threshold_is_the_scored_one_unless_given(toy_run: Path) -> None:
     assert load_torch_predictor(toy_run / "best.pt").thresholds.score == 0.001
     assert load_torch_predictor(toy_run / "best.pt", score=0.5).thresholds.score == 0.5
+
+
+def test_scores_of_classes_in_the_checkpoint_are_those_to_show_it_with(toy_run: Path, tmp_path: Path) -> None:
+    shutil.copy(toy_run / "best.pt", tmp_path / "best.pt")
+    assert load_torch_predictor(tmp_path / "best.pt").viewing_score == 0.5
+    store_class_scores(tmp_path / "best.pt", {"ring": 0.3})
+    predictor = load_torch_predictor(tmp_path / "best.pt")
+    assert predictor.viewing_score == (0.5, 0.3, 0.5, 0.5, 0.5, 0.5)
+    assert predictor.thresholds.score == 0.001  # scored as before
 
 
 def test_threads_are_set_and_reported(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

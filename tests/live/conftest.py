@@ -24,16 +24,27 @@ class FakePredictor:
     threads = 2
     thresholds = SimpleNamespace(nms=0.6)
 
-    def __init__(self, act: Callable[[int], None] = lambda call: None, *, alpha: float = 0.5, side: int = 300) -> None:
-        self.metadata = SimpleNamespace(name="ssd", alpha=alpha, input_hw=(side, side), precision="float32")
+    def __init__(
+        self,
+        act: Callable[[int], None] = lambda call: None,
+        *,
+        name: str = "ssd",
+        alpha: float = 0.5,
+        side: int = 300,
+        class_scores: tuple[float, ...] | None = None,
+    ) -> None:
+        self.metadata = SimpleNamespace(
+            name=name, alpha=alpha, input_hw=(side, side), precision="float32", class_scores=class_scores
+        )
+        self.viewing_score = class_scores or 0.5
         self.calls = 0
         self.images: list[Image] = []
-        self.scores: list[float | None] = []
+        self.scores: list[float | tuple[float, ...] | None] = []
         self.nms: list[float | None] = []
         self._act = act
 
     def timed(
-        self, image: Image, *, score: float | None = None, nms: float | None = None
+        self, image: Image, *, score: float | tuple[float, ...] | None = None, nms: float | None = None
     ) -> tuple[Detections, SimpleNamespace]:
         assert image.dtype == np.uint8
         self.calls += 1
@@ -43,7 +54,8 @@ class FakePredictor:
         self._act(self.calls)
         found = Detections(np.array([[4, 4, 20, 20]], np.float32), np.array([0.7], np.float32), np.array([1], np.int64))
         times = SimpleNamespace(preprocess_ms=1.0, network_ms=5.0, postprocess_ms=1.0, total_ms=7.0)
-        return found[found.scores >= (score or 0.0)], times
+        least = score[1] if isinstance(score, tuple) else score
+        return found[found.scores >= (least or 0.0)], times
 
 
 class FakeScreen:

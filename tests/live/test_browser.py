@@ -232,7 +232,7 @@ def test_every_viewer_gets_the_picture_in_its_colours_and_what_there_is_to_know(
             assert viewer.told["note"] == "hello"
             assert viewer.told["models"][0]["input_hw"] == [300, 300]
             assert viewer.told["models"][0]["class_names"] == ["cat", "dog"]
-            assert viewer.told["settings"] == {"model": 0, "score": 0.5, "nms": None, "classes": [], "mirror": False}
+            assert viewer.told["settings"] == {"model": 0, "score": None, "nms": None, "classes": [], "mirror": False}
             assert viewer.told["readings"]["fps"] is None
 
     play(screen, story)

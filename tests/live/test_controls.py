@@ -8,9 +8,9 @@ from mnet_det.live.controls import Command, Controls, Settings, commands_of
 
 
 def test_keys_mean_what_the_help_says():
-    assert [command.action for command in commands_of("q\x1b srm+=-[]")] == [
+    assert [command.action for command in commands_of("q\x1b srm+=-o[]")] == [
         *("quit", "quit", "pause", "snapshot", "record", "mirror"),
-        *("raise_score", "raise_score", "lower_score", "previous_model", "next_model"),
+        *("raise_score", "raise_score", "lower_score", "own_score", "previous_model", "next_model"),
     ]
     assert commands_of("xhf\xff") == []  # full screen and help are the screen's own
 
@@ -21,6 +21,7 @@ def test_keys_mean_what_the_help_says():
         ({"action": "quit"}, Command("quit")),
         ({"action": "pause", "value": None}, Command("pause")),
         ({"action": "score", "value": 0.25}, Command("score", 0.25)),
+        ({"action": "own_score"}, Command("own_score")),
         ({"action": "nms", "value": 1}, Command("nms", 1)),
         ({"action": "model", "value": 3}, Command("model", 3)),
         ({"action": "classes", "value": ["cat", "dog"]}, Command("classes", ("cat", "dog"))),
@@ -35,7 +36,12 @@ def test_page_s_messages_become_commands(message, command):
     "message",
     [
         *(None, [], "quit", {}, {"action": "exec"}, {"action": ["quit"]}, {"action": "quit", "value": 1}),
-        *({"action": "score"}, {"action": "score", "value": "0.5"}, {"action": "score", "value": 1.5}),
+        *(
+            {"action": "own_score", "value": 0.5},
+            {"action": "score"},
+            {"action": "score", "value": "0.5"},
+            {"action": "score", "value": 1.5},
+        ),
         *({"action": "score", "value": True}, {"action": "nms", "value": float("nan")}, {"action": "model"}),
         *({"action": "model", "value": -1}, {"action": "model", "value": 0.5}, {"action": "model", "value": 1e9}),
         *({"action": "classes", "value": "cat"}, {"action": "classes", "value": [1]}),
@@ -64,6 +70,16 @@ def test_score_beyond_the_keys_range_never_goes_the_other_way():
     controls.obey(Command("score", 0.99))
     controls.obey(Command("raise_score"))
     assert controls.settings.score == 0.99
+
+
+def test_keys_begin_at_a_half_where_each_model_has_its_own_score():
+    for action, score in (("raise_score", 0.55), ("lower_score", 0.45)):
+        controls = Controls()
+        assert controls.settings.score is None
+        controls.obey(Command(action))
+        assert controls.settings.score == score
+        controls.obey(Command("own_score"))
+        assert controls.settings.score is None
 
 
 def test_models_come_round():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from mnet_det.errors import CheckpointError, ConfigError
-from mnet_det.live.lineup import MOST_MODELS, ModelCard, load_lineup
+from mnet_det.live.lineup import MOST_MODELS, ModelCard, cards_of, load_lineup
 
 
 def fake_load(word: str, rho: float | None) -> SimpleNamespace:
@@ -66,3 +67,124 @@ def test_card_says_what_runs(make_predictor):
     card = ModelCard.of(make_predictor(alpha=0.75))
     assert str(card) == "ssd   alpha 0.75   300x300   fake, 2 threads"
     assert (card.nms, card.class_names) == (0.6, ("a", "b"))
+    assert (card.name, card.class_scores) == ("ssd", None)
+    assert ModelCard.of(make_predictor(class_scores=(0.3, 0.4))).class_scores == (0.3, 0.4)
+
+
+# A sweep's folder
+
+
+def name_of_run(alpha: float, seed: int, *, key: str = "1f3a9c") -> str:
+    return f"ssd-mobilenet_v1-alpha{alpha:g}-rho1-seed{seed}-{key}"
+
+
+class Sweep:
+    """A folder with the plan of three widths, two seeds each, and no run yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = [
+            {
+                "name": name_of_run(alpha, seed),
+                "key": f"{alpha}/{seed}",
+                "point": {"head": "ssd", "backbone": "mobilenet_v1", "alpha": alpha, "rho": 1.0},
+                "seed": seed,
+            }
+            for alpha in (0.5, 1.0, 0.25)
+            for seed in (0, 1)
+        ]
+        self.plan({"format": 1, "runs": self.runs})
+
+    def plan(self, content: object) -> None:
+        (self.folder / "sweep.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def finish(self, alpha: float, seed: int, *, key: str | None = None) -> Path:
+        """Measured and with a best.pt, under the plan's key or another one."""
+        run = self.folder / name_of_run(alpha, seed)
+        run.mkdir()
+        (run / "best.pt").touch()
+        (run / "measured.json").write_text(json.dumps({"key": key or f"{alpha}/{seed}"}), encoding="utf-8")
+        return run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path)
+
+
+def load_of_sweep(word: str, rho: float | None) -> SimpleNamespace:
+    """A model whose alpha is written in its run's name."""
+    run = Path(word).parent.name
+    alpha = float(run.split("-alpha")[1].split("-")[0])
+    return SimpleNamespace(run=run, metadata=SimpleNamespace(alpha=alpha, input_hw=(300, 300)))
+
+
+def test_sweep_gives_the_first_finished_run_of_each_network_the_widest_first(sweep):
+    sweep.finish(0.5, 1)
+    sweep.finish(0.5, 0)
+    sweep.finish(1.0, 1)  # its seed 0 is not done
+    assert [model.run for model in load_lineup([str(sweep.folder)], load_of_sweep)] == [
+        name_of_run(1.0, 1),
+        name_of_run(0.5, 0),
+    ]
+
+
+def test_sweep_leaves_alone_what_is_not_finished_or_not_in_its_plan(sweep):
+    sweep.finish(0.5, 0)
+    sweep.finish(1.0, 0, key="of an earlier plan")
+    (sweep.finish(0.25, 0) / "best.pt").unlink()
+    (sweep.finish(1.0, 1) / "measured.json").write_text("{half", encoding="utf-8")
+    (sweep.finish(0.25, 1) / "measured.json").unlink()
+    other = sweep.folder / name_of_run(0.75, 0)
+    other.mkdir()
+    (other / "best.pt").touch()
+    assert [model.run for model in load_lineup([str(sweep.folder)], load_of_sweep)] == [name_of_run(0.5, 0)]
+    (alone,) = load_lineup([str(other)], load_of_sweep)  # named itself, it is taken
+    assert alone.run == other.name
+
+
+def test_sweep_that_has_finished_nothing_says_what_to_do(sweep):
+    sweep.finish(0.5, 0, key="of an earlier plan")
+    message = r"of this sweep's 6 runs none is finished; run its `mnet-det sweep` command again, which goes on"
+    with pytest.raises(CheckpointError, match=message):
+        load_lineup([str(sweep.folder)], load_of_sweep)
+
+
+@pytest.mark.parametrize("content", [[], {}, {"runs": 3}, {"runs": [{"name": "a"}]}, {"runs": ["a"]}, "plan"], ids=repr)
+def test_damaged_plan_is_explained(sweep, content):
+    sweep.finish(0.5, 0)
+    sweep.plan(content)
+    with pytest.raises(
+        CheckpointError, match=r"sweep\.json: damaged, or not the plan of a sweep; run its `mnet-det sw"
+    ):
+        load_lineup([str(sweep.folder)], load_of_sweep)
+
+
+def test_plan_that_is_no_json_is_explained(sweep):
+    (sweep.folder / "sweep.json").write_bytes(b'{"runs": [\xff')
+    with pytest.raises(CheckpointError, match=r"sweep\.json: damaged"):
+        load_lineup([str(sweep.folder)], load_of_sweep)
+
+
+def test_models_of_a_sweep_are_counted_after_the_choice(sweep, monkeypatch):
+    for alpha in (0.5, 1.0, 0.25):
+        for seed in (0, 1):
+            sweep.finish(alpha, seed)
+    monkeypatch.setattr("mnet_det.live.lineup.MOST_MODELS", 3)
+    assert len(load_lineup([str(sweep.folder)], load_of_sweep)) == 3
+    with pytest.raises(ConfigError, match="6 models, expected at most 3"):
+        load_lineup([str(sweep.folder)], load_of_sweep, rhos=[1.0, 0.5])
+
+
+def test_run_of_a_sweep_is_called_by_its_network(make_predictor):
+    models = [make_predictor(name=name_of_run(alpha, 0), alpha=alpha) for alpha in (1.0, 0.5)]
+    assert [str(card) for card in cards_of([*models, make_predictor(name="mine")])] == [
+        "ssd-mobilenet_v1   alpha 1   300x300   fake, 2 threads",
+        "ssd-mobilenet_v1   alpha 0.5   300x300   fake, 2 threads",
+        "mine   alpha 0.5   300x300   fake, 2 threads",
+    ]
+
+
+def test_runs_that_differ_in_their_seed_alone_keep_their_names(make_predictor):
+    names = [name_of_run(0.5, seed) for seed in (0, 1)]
+    assert [card.name for card in cards_of([make_predictor(name=name) for name in names])] == names

@@ -265,6 +265,18 @@ def test_viewer_changes_the_score_and_only_what_is_drawn_counts(make_clip, make_
     assert screen.last.settings.score == 0.7
 
 
+def test_each_model_s_own_scores_hold_until_one_is_set_and_again_when_that_is_taken_back(
+    make_clip, make_predictor, make_screen
+):
+    scored, plain = make_predictor(class_scores=(0.3, 0.75)), make_predictor()
+    screen = make_screen("lower_score", "own_score", "next_model")
+    stats = run_demo([scored, plain], open_source(str(make_clip(6))), screen, no_drop=True)
+    # One frame is looked at while the one before is shown. + and - begin at 0.5.
+    assert scored.scores == [(0.3, 0.75), (0.3, 0.75), 0.45, (0.3, 0.75)]
+    assert plain.scores == [0.5, 0.5]
+    assert stats.detections == {"b": 3}  # its 0.7 is not enough for the 0.75 of class "b"
+
+
 def test_nms_goes_to_the_predictor(make_clip, make_predictor, make_screen):
     predictor = make_predictor()
     run_demo([predictor], open_source(str(make_clip(3))), make_screen(Command("nms", 0.3)), no_drop=True)

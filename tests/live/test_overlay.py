@@ -35,6 +35,16 @@ def test_lines_say_which_of_several_models_and_the_viewer_s_own_nms():
     ]
 
 
+@pytest.mark.parametrize(
+    ("score", "class_scores", "text"),
+    [(None, (0.3,), "best F1"), (None, None, "0.50"), (0.2, (0.3,), "0.20"), (0.2, None, "0.20")],
+)
+def test_line_says_whose_score_it_is(score, class_scores, text):
+    card = replace(CARD, class_scores=class_scores)
+    lines = panel_lines(replace(STATUS, models=[card], settings=Settings(score=score)))
+    assert lines[1] == f"dropped 3   score {text}   nms 0.60"
+
+
 def test_numbers_that_are_not_known_yet_are_dashes():
     lines = panel_lines(replace(STATUS, readings=Readings(None, None, None, 0, 0)))
     assert lines[0] == "- fps   latency - ms   network - ms"

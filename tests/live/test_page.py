@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Demo:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.asked: list[Command] = []
+        self.cards = CARDS
         self.controls = Controls(models=len(CARDS))
         self.note: str | None = None
         self.recording: str | None = None
@@ -49,7 +51,8 @@ class Demo:
             settings = self.controls.settings
             readings = Readings(fps=50.0, latency_ms=20.0 + frame % 7, network_ms=12.3, dropped=4, frames=frame)
             status = Status(
-                "camera 0", CARDS, settings.model, settings, readings, self.controls.paused, self.recording, self.note
+                *("camera 0", self.cards, settings.model, settings, readings),
+                *(self.controls.paused, self.recording, self.note),
             )
             if not self.controls.paused:
                 self.screen.show(np.full((36, 64, 3), (frame * 5 % 250, 40, 200), np.uint8), status)
@@ -249,6 +252,33 @@ def test_sliders_act_and_follow(demo: Demo, tab: Tab):
     assert tab("$('nms').value + ' ' + $('nms-value').textContent") == "0.45 0.45"  # the model's own
     tab("$('nms').value = 0.7; $('nms').dispatchEvent(new Event('input'))")
     until(lambda: demo.asked[-1] == Command("nms", 0.7))
+
+
+def test_models_without_scores_of_their_own_start_at_a_half(tab: Tab):
+    until(lambda: tab("$('score-value').textContent") == "0.50")
+    assert tab("[$('score').value, $('own-score').hidden]") == ["0.5", True]
+
+
+def test_each_model_s_own_score_is_told_and_can_be_gone_back_to(demo: Demo, tab: Tab):
+    scored = (*[0.3] * len(NAMES),)
+    demo.cards = (replace(CARDS[0], class_scores=scored), CARDS[1])
+    until(lambda: tab("$('score-value').textContent") == "best F1 of each class")
+    assert tab("[$('score').value, $('own-score').hidden, $('own-score').disabled]") == ["0.5", False, True]
+    tab("$('score').focus()")
+    tab.press("ArrowLeft")
+    until(lambda: tab("!$('own-score').disabled"))
+    assert tab("$('score-value').textContent") == "0.49"
+    tab.click("#own-score")
+    until(lambda: tab("$('score-value').textContent") == "best F1 of each class")
+    assert tab("$('score').value") == "0.5"
+    tab.press("+")
+    until(lambda: tab("$('score-value').textContent") == "0.55")
+    tab.press("o")
+    until(lambda: tab("$('score-value').textContent") == "best F1 of each class")
+    tab.press("]")  # to the one that has none
+    until(lambda: tab("$('score-value').textContent") == "0.50")
+    actions = [command.action for command in demo.asked]
+    assert actions == ["score", "own_score", "raise_score", "own_score", "next_model"]
 
 
 def test_models_switch_by_key_and_by_mouse(demo: Demo, tab: Tab):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -165,6 +166,84 @@ def test_a_score_at_the_threshold_is_kept() -> None:
     boxes_xyxy = np.array([[[0, 0, 1, 1]], [[5, 5, 6, 6]]], np.float32)
     scores = np.array([[0.5], [0.49]], np.float32)
     assert postprocess(boxes_xyxy, scores, Thresholds(0.5, 0.6, 10, 10)).scores.tolist() == [0.5]
+
+
+def random_scores_of_classes(seed: int, classes: int, *, levels: int) -> tuple[float, ...]:
+    """Some at the very scores that candidates have, some at both ends."""
+    rng = np.random.default_rng(seed)
+    return tuple(float(np.float32(score)) for score in np.round(rng.uniform(0, 1, classes) ** 2 * levels) / levels)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    candidates=st.integers(0, 60),
+    classes=st.integers(1, 4),
+    per_class=st.booleans(),
+    score_levels=st.sampled_from([3, 20, 1000]),
+    pre_nms=st.sampled_from([2, 1000]),
+    max_detections=st.sampled_from([1, 7, 1000]),
+    sizes=st.sampled_from([(1, 1), (2, 3), (1024, 128)]),
+)
+def test_a_score_for_each_class_equals_its_candidates_below_it_never_having_been(
+    seed: int,
+    candidates: int,
+    classes: int,
+    per_class: bool,
+    score_levels: int,
+    pre_nms: int,
+    max_detections: int,
+    sizes: tuple[int, int],
+) -> None:
+    """A score of 0 marks no candidate at all, so those below are set to it; both limits count what is left."""
+    boxes_xyxy, scores = random_candidates(
+        seed, candidates=candidates, classes=classes, per_class=per_class, grid=10, score_levels=score_levels
+    )
+    least = random_scores_of_classes(seed, classes, levels=score_levels)
+    thresholds = Thresholds(score=least, nms=0.5, pre_nms=pre_nms, max_detections=max_detections)
+    with mock.patch.object(module, "FIRST_LOOK", sizes[0]), mock.patch.object(module, "BLOCK", sizes[1]):
+        found = postprocess(boxes_xyxy, scores, thresholds)
+    left = np.where(scores >= np.array(least, np.float32), scores, np.float32(0))
+    expected = by_torchvision(boxes_xyxy, left, replace(thresholds, score=1e-9))
+    np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_score_for_each_class_equals_the_least_of_them_and_then_each_class_its_own() -> None:
+    """Suppression looks at better ones of the same class alone, which reach its score if the worse one does."""
+    boxes_xyxy, scores = random_candidates(5, candidates=600, classes=5, per_class=False, grid=0.01, score_levels=10**6)
+    least = random_scores_of_classes(5, 5, levels=10**6)
+    found = postprocess(boxes_xyxy, scores, replace(EVERYTHING, score=least))
+    all_of_them = postprocess(boxes_xyxy, scores, replace(EVERYTHING, score=min(least)))
+    expected = all_of_them[all_of_them.scores >= np.array(least, np.float32)[all_of_them.labels]]
+    assert 100 < len(found) < len(all_of_them)
+    np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_the_most_detections_are_counted_after_each_class_s_score() -> None:
+    """Class 0 is better everywhere, and not good enough for its own score; the one place is for class 1."""
+    boxes_xyxy = np.array([[[0, 0, 10, 10]], [[20, 20, 30, 30]]], np.float32)
+    scores = np.array([[0.8, 0.4], [0.7, 0.3]], np.float32)
+    found = postprocess(boxes_xyxy, scores, Thresholds((0.9, 0.2), 0.6, 10, 1))
+    assert (found.labels.tolist(), found.scores.tolist()) == ([1], [np.float32(0.4)])
+
+
+@pytest.mark.parametrize("score", [0.1, 0.7, 0.9])  # of which 0.7 and 0.9 are smaller in float32 than in double
+def test_one_score_for_all_equals_the_same_for_each(score: float) -> None:
+    boxes_xyxy = np.array([[[0, 0, 1, 1]], [[5, 5, 6, 6]]], np.float32)
+    scores = np.array([[score, 0.05], [score - 1e-6, score]], np.float32)
+    one = postprocess(boxes_xyxy, scores, Thresholds(score, 0.6, 10, 10))
+    each = postprocess(boxes_xyxy, scores, Thresholds((score, score), 0.6, 10, 10))
+    assert one.scores.tolist() == each.scores.tolist() == [np.float32(score)] * 2
+
+
+def test_scores_of_other_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a score for each of 3 classes, got 2"):
+        postprocess(
+            np.zeros((0, 1, 4), np.float32), np.zeros((0, 3), np.float32), replace(EVERYTHING, score=(0.1, 0.2))
+        )
 
 
 def test_unused_slots_are_never_detections() -> None:

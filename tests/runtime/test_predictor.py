@@ -45,6 +45,27 @@ def test_the_score_of_a_call_holds_for_that_call_alone(predictor: Predictor) -> 
     assert [len(predictor(image, score=0.5)), len(predictor(image)), len(predictor(image, score=0.95))] == [2, 3, 0]
 
 
+def test_each_class_can_have_a_score_of_its_own(predictor: Predictor) -> None:
+    """Class 0 has 0.9 and 0.2 (its 0.8 is suppressed), class 1 0.7; 0.1 and 0.05 are below the model's own 0.15."""
+    image = white(32, 32)
+    assert predictor(image, score=(0.2, 0.75)).labels.tolist() == [0, 0]
+    assert predictor(image, score=(0.95, 0.7)).labels.tolist() == [1]
+    assert predictor(image).labels.tolist() == [0, 1, 0]
+
+
+def test_a_model_is_shown_with_the_scores_of_its_classes_where_it_knows_them(
+    write_model: WriteModel, metadata: ModelMetadata
+) -> None:
+    assert load_predictor(write_model()).viewing_score == 0.5
+    text = metadata.model_copy(update={"class_scores": (0.95, 0.3)}).to_json()
+    predictor = load_predictor(write_model(name="scored.onnx", text=text))
+    assert predictor.viewing_score == (0.95, 0.3)
+    assert predictor(white(32, 32), score=predictor.viewing_score).labels.tolist() == [1]
+    assert len(predictor(white(32, 32))) == 3  # unasked, all that it was scored with
+    loaded_so = load_predictor(write_model(name="scored.onnx", text=text), score=(0.95, 0.3))
+    assert len(loaded_so(white(32, 32))) == len(loaded_so.batch([white(32, 32)])[0]) == 1
+
+
 def test_the_nms_of_a_call_holds_for_that_call_alone(predictor: Predictor) -> None:
     image = white(100, 50)
     counts = [len(predictor(image, nms=nms)) for nms in (1.0, None, 0.0)]
