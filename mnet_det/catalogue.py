@@ -67,6 +67,7 @@ class Entry:
         sha256_start: its first digits, where the source publishes no more.
         member: the file's name in the archive; None where `url` is the file.
         note: what else a user should know.
+        backbone: as `model.backbone` calls it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Entry:
     sha256_start: str = ""
     member: str | None = None
     note: str = ""
+    backbone: str = "mobilenet_v1"
 
 
 DEFAULT_DETECTOR = "ssd_mobilenet_v1_0.75_coco"
@@ -324,6 +326,7 @@ def _torchvision() -> list[Entry]:
             suffix=".pth",
             sha256_start=file.rpartition("-")[2],
             note=f"of model.backbone={backbone}; the licence is that of torchvision's code, it states none for weights",
+            backbone=backbone,
         )
         for backbone, version, side, top_1, file in TORCHVISION_FILES
     ]
@@ -348,6 +351,15 @@ def find_entry(name: str) -> Entry:
     if entry is None:
         raise CheckpointError(f"{name}: no published weights of that name{_did_you_mean(name)}")
     return entry
+
+
+def imagenet_weights(backbone: str, *, alpha: float) -> Entry | None:
+    """The ImageNet weights to start a backbone of this width from: the first in the catalogue, if there are any.
+
+    Of MobileNetV1, those at addresses that do not change come first: at every width 8-bit weights of the same training.
+    """
+    fitting = (entry for entry in CATALOGUE if entry.kind != "detector" and entry.backbone == backbone)
+    return next((entry for entry in fitting if entry.alpha == alpha), None)
 
 
 def local_path(entry: Entry) -> Path:

@@ -44,6 +44,11 @@ def pick_device(name: str, world: World = ALONE) -> torch.device:
     return device
 
 
+def count_gpus() -> int:
+    """How many CUDA GPUs this process may use."""
+    return torch.cuda.device_count()
+
+
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """The context that a forward pass runs in."""
     kind = autocast_type(config, device)

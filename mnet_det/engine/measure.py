@@ -1,0 +1,218 @@
+"""What is measured of a trained run: COCO's numbers and their analysis, cost, file size; and latencies, in turns."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mnet_det import __version__
+from mnet_det.config import Config
+from mnet_det.data import open_data
+from mnet_det.engine.analysis import analyse_model
+from mnet_det.engine.bench import LIVE_SCORE, MOST_IMAGES
+from mnet_det.engine.checkpoint import open_detector, store_class_scores
+from mnet_det.engine.plan import MEASURED_FILE, Point
+from mnet_det.errors import CheckpointError, DataError, ImageError
+from mnet_det.files import sha256_of, write_json
+from mnet_det.models import build_detector
+from mnet_det.models.cost import count_cost
+from mnet_det.runtime.benchmark import benchmark, machine
+from mnet_det.runtime.cache import exported
+from mnet_det.runtime.predictor import load_predictor
+from mnet_det.structures import Image
+
+DETECTIONS_FILE = "detections.json"
+LATENCY_FILE = "latency.json"
+FORMAT = 1
+SCORED_IN = "openvino"
+"""The engine that AP is measured in: the one that is always there. AP does not depend on it (README, "Eight bits")."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run's `metrics.csv` says of its training.
+
+    Attributes:
+        epochs: how many were trained.
+        best_epoch: the one whose weights are in `best.pt`; None where no validation is in the file.
+    """
+
+    epochs: int
+    best_epoch: int | None
+
+
+def measure_run(
+    folder: Path, *, key: str | None = None, minutes: float | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Score a run's `best.pt` on its own validation images, and write what came out into its folder.
+
+    `measured.json` is there only when all else is. The score thresholds with the best F1 become part of `best.pt`.
+
+    Args:
+        folder: of the run.
+        key: of a sweep's run.
+        minutes: that its training took, where somebody took them.
+        threads: how many to compute with; physical cores unless given.
+
+    Returns:
+        The content of `measured.json`.
+
+    Raises:
+        CheckpointError: there is no `best.pt`, or it cannot be used.
+        DataError: the data that it was trained on are not there any more.
+        MnetDetError: a file cannot be written.
+    """
+    model = folder / "best.pt"
+    if not model.is_file():
+        raise CheckpointError(f"{folder}: no best.pt in it, so it was never scored; train it on with --resume auto")
+    checkpoint = open_detector(model)
+    config = checkpoint.config
+    data = open_data(config.data, "train")
+    val_data = open_data(config.data, "val", joined_to=data)
+    predictor = load_predictor(model, runtime=SCORED_IN, threads=threads, aim="throughput")
+    scores, analysis, results = analyse_model(predictor, val_data, config.data.annotations("val"))
+    store_class_scores(model, {name: None if best is None else best.score for name, best in analysis.best_f1.items()})
+    cost = count_cost(
+        lambda: build_detector(config.model, num_classes=len(checkpoint.class_names)), input_hw=config.model.input_hw
+    )
+    trained = read_trained(folder)
+    point = Point.of(config.model)
+    content = {
+        "format": FORMAT,
+        "key": key,
+        "name": folder.resolve().name,
+        "point": asdict(point),
+        "seed": config.train.seed,
+        "input_hw": list(config.model.input_hw),
+        "start": None if config.model.init is None else str(config.model.init),
+        "epochs": trained.epochs,
+        "best_epoch": trained.best_epoch,
+        "minutes": minutes,
+        "mult_adds": cost.mult_adds,
+        "params": cost.params,
+        "file_bytes": exported(model).stat().st_size,
+        "scores": scores.to_json(runtime=predictor.runtime),
+        "analysis": analysis.to_json(),
+        "training_images": len(data),
+        "validation_images": len(val_data),
+        "class_names": list(checkpoint.class_names),
+        "machine": machine(),
+        "mnet_det": __version__,
+        "measured_at": _now(),
+        "checkpoint_sha256": sha256_of(model),
+    }
+    write_json(folder / DETECTIONS_FILE, results)
+    write_json(folder / MEASURED_FILE, content)
+    return content
+
+
+def read_measured(folder: Path) -> dict[str, Any] | None:
+    """What was measured of a run; None where nothing was yet, or by another version, or of other weights.
+
+    Raises:
+        DataError: `best.pt` cannot be read.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content: dict[str, Any] = json.loads((folder / MEASURED_FILE).read_text(encoding="utf-8"))
+        if content["format"] == FORMAT and content["checkpoint_sha256"] == sha256_of(folder / "best.pt"):
+            return content
+    return None
+
+
+def read_trained(folder: Path) -> Trained:
+    """How long a run was trained, by its `metrics.csv`; of one that has none, 0 epochs."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return Trained(0, None)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    scored = {int(row["epoch"]): float(row["AP"]) for row in rows if row.get("AP")}
+    best = max(scored, key=lambda epoch: scored[epoch], default=None)  # of equals the first, as training keeps it
+    return Trained(int(rows[-1]["epoch"]) if rows else 0, best)
+
+
+def measure_latency(
+    folder: Path, runs: Sequence[Path], *, threads: int | None = None, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Measure runs in turns, in the quicker engine of each, one validation image at a time, and write `latency.json`.
+
+    What is there already is kept if it is of the same weights, on this machine, with as many threads.
+
+    Args:
+        folder: where the file lies.
+        runs: folders whose `best.pt` is measured.
+        threads: how many to compute with; physical cores unless given.
+        say: told that it takes a while.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        CheckpointError: a model cannot be used.
+        DataError: the validation images are not there any more.
+        MnetDetError: the file cannot be written.
+    """
+    weights = {run.resolve().name: sha256_of(run / "best.pt") for run in runs}
+    here = machine()
+    known = _read_latency(folder / LATENCY_FILE)
+    if known is not None and known["machine"] == here and known["weights"] == weights and known["asked"] == threads:
+        return known
+    say(f"measuring the speed of {len(runs)} models in turns")
+    config = open_detector(runs[0] / "best.pt").config
+    images = validation_images(config)
+    predictors = [
+        (run.resolve().name, load_predictor(run / "best.pt", threads=threads, score=LIVE_SCORE)) for run in runs
+    ]
+    rows = [
+        asdict(row) | {"name": row.model, "input_hw": list(row.input_hw), "fps": row.fps}
+        for row in benchmark(predictors, images)
+    ]
+    content = {
+        "format": FORMAT,
+        "machine": here,
+        "images": f"{len(images)} images of {config.data.images('val')}",
+        "frame_hw": None,
+        "score": LIVE_SCORE,
+        "asked": threads,
+        "weights": weights,
+        "measured_at": _now(),
+        "rows": rows,
+    }
+    write_json(folder / LATENCY_FILE, content)
+    return content
+
+
+def validation_images(config: Config) -> list[Image]:
+    """The first validation images that can be read, RGB uint8.
+
+    Raises:
+        DataError: there is none.
+    """
+    data = open_data(config.data, "val", joined_to=open_data(config.data, "train"))
+    images: list[Image] = []
+    for index in range(len(data)):
+        if len(images) == MOST_IMAGES:
+            break
+        with suppress(ImageError):
+            images.append(data.image(index))
+    if not images:
+        raise DataError(f"{data.folder}: none of its {len(data)} images can be read")
+    return images
+
+
+def _read_latency(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] == FORMAT and {"machine", "weights", "asked", "rows"} <= content.keys():
+            return content
+    return None
+
+
+def _now() -> str:
+    return datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds")

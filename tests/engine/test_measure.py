@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnet_det.data import open_data
+from mnet_det.engine import measure
+from mnet_det.engine.checkpoint import open_detector
+from mnet_det.engine.evaluate import evaluate
+from mnet_det.engine.measure import measure_latency, measure_run, read_measured, read_trained, validation_images
+from mnet_det.errors import CheckpointError, DataError
+from mnet_det.models import build_detector
+from mnet_det.models.cost import count_cost
+from mnet_det.runtime import load_predictor
+
+
+@pytest.fixture(scope="module")
+def run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy run, measured."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    shutil.copytree(toy_run, folder)
+    measure_run(folder, key="abc", minutes=2.5)
+    return folder
+
+
+@pytest.fixture
+def measured(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "measured.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_a_run_is_scored_as_eval_scores_it(run: Path, measured: dict[str, Any]) -> None:
+    checkpoint = open_detector(run / "best.pt")
+    data = open_data(checkpoint.config.data, "val")
+    predictor = load_predictor(run / "best.pt", runtime="openvino")
+    scores, results = evaluate(predictor, data, checkpoint.config.data.annotations("val"))
+    assert measured["scores"] == scores.to_json(runtime="openvino")
+    assert json.loads((run / "detections.json").read_text(encoding="utf-8")) == results
+    assert measured["analysis"]["per_class"].keys() == measured["scores"]["per_class"].keys()
+
+
+def test_its_cost_is_that_of_its_network_and_its_size_that_of_its_export(run: Path, measured: dict[str, Any]) -> None:
+    config = open_detector(run / "best.pt").config.model
+    cost = count_cost(lambda: build_detector(config, num_classes=6), input_hw=config.input_hw)
+    assert (measured["mult_adds"], measured["params"]) == (cost.mult_adds, cost.params)
+    assert measured["file_bytes"] > 4 * measured["params"]  # float32
+
+
+def test_what_it_is_stands_beside(measured: dict[str, Any]) -> None:
+    assert measured["point"] == {"head": "ssd", "backbone": "mobilenet_v1", "alpha": 0.1, "rho": 1.0}
+    assert (measured["key"], measured["minutes"], measured["seed"], measured["start"]) == ("abc", 2.5, 0, None)
+    assert (measured["epochs"], measured["training_images"], measured["validation_images"]) == (2, 6, 4)
+    assert measured["input_hw"] == [64, 64]
+    assert measured["name"] == "run"
+
+
+def test_the_best_thresholds_become_part_of_the_checkpoint(run: Path, measured: dict[str, Any]) -> None:
+    best = measured["analysis"]["best_f1"]
+    expected = tuple(0.5 if best[name] is None else best[name]["score"] for name in measured["class_names"])
+    assert open_detector(run / "best.pt").class_scores == expected
+    assert load_predictor(run / "best.pt", runtime="openvino").metadata.class_scores == expected
+
+
+def test_measuring_counts_until_other_weights_come(run: Path, toy_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    assert read_measured(folder) == read_measured(run) is not None
+    shutil.copyfile(toy_run / "best.pt", folder / "best.pt")  # without thresholds: not the file that was measured
+    assert read_measured(folder) is None
+    assert read_measured(toy_run) is None
+
+
+def test_a_run_that_was_never_scored_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no best\.pt in it"):
+        measure_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs", "best"),
+    [
+        ("epoch,AP\n1,0.1\n2,0.3\n3,\n4,0.3\n", 4, 2),  # of equals training keeps the first
+        ("epoch,loss\n1,2.5\n", 1, None),
+        ("epoch,AP\n", 0, None),
+    ],
+)
+def test_the_epochs_of_a_run(tmp_path: Path, text: str, epochs: int, best: int | None) -> None:
+    (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
+    trained = read_trained(tmp_path)
+    assert (trained.epochs, trained.best_epoch) == (epochs, best)
+
+
+def test_speeds_are_measured_in_turns_and_kept_for_the_same_weights(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    benchmark = measure.benchmark
+
+    def quick(predictors: Any, images: Any) -> Any:
+        asked.append(len(predictors))
+        return benchmark(predictors, images, rounds=1, rest_s=0)
+
+    monkeypatch.setattr(measure, "benchmark", quick)
+    content = measure_latency(tmp_path, [run], threads=1)
+    (row,) = content["rows"]
+    assert row["name"] == "run"
+    assert row["fps"] == pytest.approx(1000 / row["total_ms"]["p50"])
+    assert content["images"].startswith("4 images of")
+    assert measure_latency(tmp_path, [run], threads=1) == content
+    assert asked == [1]
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    assert [row["name"] for row in measure_latency(tmp_path, [run, other], threads=1)["rows"]] == ["run", "other"]
+    assert asked == [1, 2]
+
+
+def test_a_damaged_file_of_speeds_is_measured_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "benchmark", lambda predictors, images: [])
+    (tmp_path / "latency.json").write_text("{", encoding="utf-8")
+    assert measure_latency(tmp_path, [run])["rows"] == []
+
+
+def test_images_that_cannot_be_read_are_not_looked_at(toy: Path, run: Path, tmp_path: Path) -> None:
+    config = open_detector(run / "best.pt").config
+    broken = tmp_path / "val2017"
+    shutil.copytree(toy / "val2017", broken)
+    names = sorted(broken.iterdir())
+    names[0].write_bytes(b"no image")
+    changed = config.model_copy(update={"data": config.data.model_copy(update={"val_images": broken})})
+    assert len(validation_images(changed)) == 3
+    for name in names:
+        name.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of its 4 images can be read"):
+        validation_images(changed)
