@@ -1,0 +1,182 @@
+"""Which network to take for a budget of time: from what was measured, and nothing predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mnet_det.errors import ConfigError
+from mnet_det.report.study import LatencyRow, Point, Spread, Study
+
+USUAL_FPS = (60.0, 30.0, 15.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point that was scored and timed."""
+
+    point: Point
+    ap: Spread
+    latency: LatencyRow
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds a frame: the median of the total."""
+        return self.latency.total_ms.p50
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the measured points say about a budget.
+
+    Attributes:
+        budget_ms: milliseconds a frame.
+        best: the highest mean AP within the budget; the faster one of equals. None if no measured point is within.
+        cheaper: the best of those that are faster than `best`.
+        better: the fastest of those with more AP than `best`; over the budget.
+        fastest: of all; None where nothing was both scored and timed.
+    """
+
+    budget_ms: float
+    best: Candidate | None
+    cheaper: Candidate | None
+    better: Candidate | None
+    fastest: Candidate | None
+    cpu: str
+
+    @property
+    def p95_is_over(self) -> bool:
+        """Whether the slow frames of `best` break the budget that its median keeps."""
+        return self.best is not None and self.best.latency.total_ms.p95 > self.budget_ms
+
+
+def budget_ms(*, fps: float | None, ms: float | None) -> float | None:
+    """The budget as milliseconds a frame; None if neither is given.
+
+    Raises:
+        ConfigError: both are given, or a number that is not positive.
+    """
+    if fps is not None and ms is not None:
+        raise ConfigError(f"--fps {fps:g} and --ms {ms:g}: both say what a frame may take; give one of them")
+    for name, value in (("fps", fps), ("ms", ms)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name} {value:g}: expected a number above 0")
+    return 1000 / fps if fps is not None else ms
+
+
+def candidates(study: Study) -> tuple[Candidate, ...]:
+    """Points that were both scored and timed, fastest first."""
+    known = [
+        Candidate(point, point.ap, point.latency)
+        for point in study.points
+        if point.ap is not None and point.latency is not None
+    ]
+    return tuple(sorted(known, key=lambda candidate: candidate.ms))
+
+
+def advise(study: Study, budget_ms: float) -> Advice:
+    """What to take within so many milliseconds a frame."""
+    known = candidates(study)
+    best = _best([candidate for candidate in known if candidate.ms <= budget_ms])
+    cheaper = better = None
+    if best is not None:
+        cheaper = _best([candidate for candidate in known if candidate.ms < best.ms])
+        better = next((candidate for candidate in known if candidate.ap.mean > best.ap.mean), None)
+    cpu = "" if study.latency is None else study.latency.cpu
+    return Advice(budget_ms, best, cheaper, better, next(iter(known), None), cpu)
+
+
+def within_spread(one: Spread, other: Spread) -> bool | None:
+    """Whether means ± one standard deviation overlap; None with one seed of either, when nobody knows."""
+    if one.sd is None or other.sd is None:
+        return None
+    return abs(one.mean - other.mean) <= one.sd + other.sd
+
+
+def budget_words(budget_ms: float, *, fps: float | None = None) -> str:
+    """The budget for a sentence, as it was given: "30 fps (33.3 ms a frame)" or "33.3 ms a frame (30.0 fps)"."""
+    if fps is not None:
+        return f"{fps:g} fps ({budget_ms:.1f} ms a frame)"
+    return f"{budget_ms:g} ms a frame ({1000 / budget_ms:.1f} fps)"
+
+
+def sentences(advice: Advice, *, budget: str) -> list[str]:
+    """The advice in words; `budget` from `budget_words`."""
+    if advice.fastest is None:
+        return ["No point was both scored and timed, so nothing can be said about a budget."]
+    if advice.best is None:
+        return [_out_of_reach(advice.fastest, budget=budget, cpu=advice.cpu)]
+    return [
+        _about_best(advice.best, budget=budget, cpu=advice.cpu),
+        *([_about_p95(advice.best)] if advice.p95_is_over else []),
+        _about_better(advice.best, advice.better),
+        *([] if advice.cheaper is None else _about_cheaper(advice.best, advice.cheaper)),
+    ]
+
+
+def ap_words(ap: Spread) -> str:
+    """AP with its spread: "AP 0.412 ± 0.004 (3 seeds)"."""
+    spread = "one seed" if ap.sd is None else f"{ap.seeds} seeds"
+    return f"AP {ap.mean:.3f}{'' if ap.sd is None else f' ± {ap.sd:.3f}'} ({spread})"
+
+
+def _best(known: Sequence[Candidate]) -> Candidate | None:
+    return max(known, key=lambda candidate: (candidate.ap.mean, -candidate.ms), default=None)
+
+
+def _about_best(best: Candidate, *, budget: str, cpu: str) -> str:
+    row = best.latency
+    return (
+        f"For {budget}, the best measured point is {best.point.words}: {ap_words(best.ap)}, {best.ms:.1f} ms a frame "
+        f"at the median, {row.fps:.0f} fps, with {row.runtime} and {_threads(row)} on {cpu}."
+    )
+
+
+def _about_p95(best: Candidate) -> str:
+    return (
+        f"Its 95th percentile, {best.latency.total_ms.p95:.1f} ms, is over the budget: one frame in twenty takes that "
+        "long or longer."
+    )
+
+
+def _about_better(best: Candidate, better: Candidate | None) -> str:
+    if better is None:
+        return "No measured point has a higher AP."
+    gain = better.ap.mean - best.ap.mean
+    return (
+        f"The next better point is {better.point.words}: {gain:+.3f} AP, {better.ms - best.ms:.1f} ms more a frame, "
+        f"{better.latency.fps:.0f} fps: over the budget{_doubt(best.ap, better.ap)}."
+    )
+
+
+def _about_cheaper(best: Candidate, cheaper: Candidate) -> list[str]:
+    overlaps = within_spread(best.ap, cheaper.ap)
+    if overlaps is False:
+        return []
+    less = (
+        f"The best of the faster points, {cheaper.point.words}, has {cheaper.ap.mean - best.ap.mean:+.3f} AP and takes "
+        f"{best.ms - cheaper.ms:.1f} ms less a frame"
+    )
+    if overlaps:
+        return [f"{less}: within the spread of the seeds, so it may be as good."]
+    return [f"{less}; with one seed, nobody knows whether that is more than the chance of a seed."]
+
+
+def _doubt(one: Spread, other: Spread) -> str:
+    overlaps = within_spread(one, other)
+    if overlaps is None:
+        return "; with one seed, the gain may be the chance of a seed"
+    return "; the gain is within the spread of the seeds" if overlaps else ""
+
+
+def _out_of_reach(fastest: Candidate, *, budget: str, cpu: str) -> str:
+    row = fastest.latency
+    return (
+        f"No measured point reaches {budget}. The fastest is {fastest.point.words}: {fastest.ms:.1f} ms a frame, "
+        f"{row.fps:.0f} fps, {ap_words(fastest.ap)}, with {row.runtime} and {_threads(row)} on {cpu}. To know what a "
+        "smaller alpha or rho has, train and measure it; nothing is predicted here."
+    )
+
+
+def _threads(row: LatencyRow) -> str:
+    return "1 thread" if row.threads == 1 else f"{row.threads} threads"

@@ -1,0 +1,122 @@
+"""Advice for a budget, from measured points alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mnet_det.errors import ConfigError
+from mnet_det.report.advice import advise, budget_ms, budget_words, sentences, within_spread
+from mnet_det.report.study import LatencyRow, Measured, Spread, Stage, Study, read_study
+
+
+@pytest.fixture
+def study(make_sweep: Callable[..., Path]) -> Study:
+    """Widths 1, 0.75, 0.5, 0.25 with two seeds each."""
+    return read_study(make_sweep(seeds=(0, 1)))
+
+
+def measured(study: Study, *points: tuple[Sequence[float], float, float]) -> Study:
+    """The study with these APs by seed, medians and 95th percentiles instead, widest first."""
+    changed = []
+    for point, (aps, p50, p95) in zip(study.points, points, strict=False):
+        assert point.latency is not None
+        runs = [replace(run, measured=_with_ap(run.measured, ap)) for run, ap in zip(point.runs, aps, strict=False)]
+        latency: LatencyRow = replace(point.latency, total_ms=Stage(p50, p95))
+        changed.append(replace(point, runs=tuple(runs), latency=latency))
+    return replace(study, points=tuple(changed))
+
+
+def _with_ap(measured: Measured | None, ap: float) -> Measured:
+    assert measured is not None
+    return replace(measured, scores=replace(measured.scores, AP=ap))
+
+
+def said(study: Study, ms: float) -> str:
+    return " ".join(sentences(advise(study, ms), budget=budget_words(ms)))
+
+
+def test_the_best_point_within_the_budget_is_named_and_the_next_better_one(study: Study) -> None:
+    study = measured(study, ((0.51, 0.51), 40, 41), ((0.40, 0.40), 20, 21), ((0.30, 0.30), 10, 11))
+    text = said(study, 25)
+    assert "For 25 ms a frame (40.0 fps), the best measured point is alpha 0.75, rho 1: AP 0.400 ± 0.000" in text
+    assert "20.0 ms a frame at the median, 50 fps" in text
+    assert "on Example CPU @ 2.00GHz" in text
+    assert "alpha 1, rho 1: +0.110 AP, 20.0 ms more a frame, 25 fps: over the budget." in text
+    assert "faster points" not in text  # 0.1 of AP is more than the seeds' spread of nothing
+
+
+def test_a_budget_that_is_met_exactly_is_met(study: Study) -> None:
+    study = measured(study, ((0.5, 0.5), 40, 41), ((0.4, 0.4), 20, 21))
+    best = advise(study, 40).best
+    assert best is not None
+    assert best.point.network.alpha == 1
+    assert advise(study, 40).better is None
+    assert "No measured point has a higher AP." in said(study, 40)
+
+
+def test_of_equal_points_the_faster_is_taken(study: Study) -> None:
+    best = advise(measured(study, ((0.4, 0.4), 30, 31), ((0.4, 0.4), 20, 21)), 50).best
+    assert best is not None
+    assert best.ms == 20
+
+
+def test_out_of_reach_names_the_fastest_and_predicts_nothing(study: Study) -> None:
+    study = measured(study, ((0.5, 0.5), 40, 41), ((0.4, 0.4), 20, 21))
+    text = said(study, 10)
+    assert text.startswith("No measured point reaches 10 ms a frame (100.0 fps). The fastest is alpha 0.75, rho 1")
+    assert "train and measure" in text
+    assert "nothing is predicted" in text
+
+
+def test_a_slow_tail_over_the_budget_is_said(study: Study) -> None:
+    study = measured(study, ((0.5, 0.5), 30, 36))
+    assert "Its 95th percentile, 36.0 ms, is over the budget" in said(study, 33)
+    assert "95th" not in said(study, 36)
+
+
+def test_differences_within_the_spread_of_seeds_are_said(study: Study) -> None:
+    # sd of (0.48, 0.52) is 0.028, of (0.47, 0.51) too: 0.01 between the means is less than their sum
+    study = measured(study, ((0.48, 0.52), 40, 41), ((0.47, 0.51), 20, 21), ((0.1, 0.1), 10, 11))
+    assert "alpha 0.75, rho 1, has -0.010 AP and takes 20.0 ms less a frame: within the spread" in said(study, 50)
+    assert "over the budget; the gain is within the spread of the seeds" in said(study, 30)
+
+
+def test_with_one_seed_nobody_knows(study: Study) -> None:
+    study = measured(study, ((0.5,), 40, 41), ((0.4,), 20, 21))
+    assert "AP 0.500 (one seed)" in said(study, 50)
+    assert "with one seed, nobody knows" in said(study, 50)
+    assert "with one seed, the gain may be the chance of a seed" in said(study, 30)
+
+
+def test_nothing_timed_is_no_advice(make_sweep: Callable[..., Path]) -> None:
+    study = read_study(make_sweep(latency=False))
+    assert advise(study, 30).fastest is None
+    assert said(study, 30) == "No point was both scored and timed, so nothing can be said about a budget."
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlaps"),
+    [
+        (Spread(0.5, 0.02, 2), Spread(0.47, 0.02, 2), True),
+        (Spread(0.5, 0.01, 2), Spread(0.47, 0.01, 2), False),
+        (Spread(0.5, None, 1), Spread(0.47, 0.01, 2), None),
+    ],
+)
+def test_means_are_within_the_spread_if_their_bars_overlap(one: Spread, other: Spread, overlaps: bool | None) -> None:
+    assert within_spread(one, other) is overlaps
+
+
+def test_a_budget_is_frames_a_second_or_milliseconds() -> None:
+    assert budget_ms(fps=40, ms=None) == 25
+    assert budget_ms(fps=None, ms=12.5) == 12.5
+    assert budget_ms(fps=None, ms=None) is None
+    assert budget_words(25, fps=40) == "40 fps (25.0 ms a frame)"
+    with pytest.raises(ConfigError, match="give one of them"):
+        budget_ms(fps=30, ms=33)
+    for bad in (0, -5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="expected a number above 0"):
+            budget_ms(fps=bad, ms=None)

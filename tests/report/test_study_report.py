@@ -1,0 +1,132 @@
+"""Whole reports of drawn studies: files, Markdown, numbers, figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mnet_det.errors import ConfigError
+from mnet_det.report.class_figures import shown_confusion
+from mnet_det.report.markdown import escaped
+from mnet_det.report.study import Confusion, read_study
+from mnet_det.report.study_report import draw, write_report
+from mnet_det.report.summary import BUDGET, advice_steps, page_json
+
+
+def tables_of(text: str) -> list[list[list[str]]]:
+    """The tables of some Markdown, as cells: a bar that is not escaped ends one."""
+    tables: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            tables[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif tables[-1]:
+            tables.append([])
+    return [table for table in tables if table]
+
+
+def test_a_sweep_is_reported_whole(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5), seeds=(0, 1), failed=((0.5, 1.0, 1),))
+    report = write_report(folder, fps=40)
+    names = {path.name for path in report.files}
+    assert names == {
+        *("report.md", "report.html", "report.json", "ap_mult_adds.png", "ap_params.png", "ap_total_ms.png"),
+        *("sizes.png", "classes.png", "precision_recall.png", "confusion.png", "training.png", "kept.png"),
+    }
+    assert all(path.stat().st_size > 1000 for path in report.files)
+    text = (folder / "report.md").read_text()
+    assert set(re.findall(r"\]\((.*?\.png)\)", text)) == {name for name in names if name.endswith(".png")}
+    assert report.sentences[0].startswith("For 40 fps (25.0 ms a frame), the best measured point is alpha 0.5, rho 1")
+    assert f"**{escaped(report.sentences[0])}**" in text
+    assert "| alpha 0.5, rho 1 (1 of 2 runs finished) | `mobilenet_v1_0.5_160_quant` |" in text
+    assert "the loss was not finite 5 times in a row (log: train.log)" in text
+    assert "best of all validations on this very list of images: it reads high" in text
+    assert "theirs, on COCO: not comparable with AP on these data" in text
+    content = json.loads((folder / "report.json").read_text())
+    assert content["budget"]["best"] == 1
+    assert content["points"][1]["runs"][1]["state"] == "failed"
+    assert content["points"][0]["scores"]["AP"]["seeds"] == 2
+
+
+def test_one_run_is_reported_without_a_front(make_run: Callable[..., Path]) -> None:
+    report = write_report(make_run())
+    names = {path.name for path in report.files}
+    assert not {"ap_mult_adds.png", "kept.png"} & names
+    assert {"confusion.png", "training.png"} <= names
+    assert (report.advice, report.sentences) == (None, ())
+
+
+def test_a_sweep_that_has_only_begun_is_reported(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(open=tuple((alpha, 1.0, 0) for alpha in (1.0, 0.75, 0.5, 0.25)), latency=False)
+    report = write_report(folder, ms=20)
+    assert {path.suffix for path in report.files} == {".md", ".html", ".json"}
+    assert report.sentences == ("No point was both scored and timed, so nothing can be said about a budget.",)
+    assert (folder / "report.md").read_text().count("| not done | not begun |") == 4
+
+
+def test_names_mean_nothing_to_markdown(make_sweep: Callable[..., Path], hostile: tuple[str, ...]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5), classes=hostile, without_objects=hostile[1:2], title="a | <b> `c`")
+    study = read_study(folder)
+    assert draw(study).keys() >= {"classes", "confusion", "precision_recall"}
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    for table in tables_of(text):
+        assert len({len(row) for row in table}) == 1
+        assert all(re.fullmatch(":?-+:?", cell) for cell in table[1])
+    prose = re.sub(r"(`+).*?\1", "", text)
+    assert "<" not in prose
+    assert r"| a\|b\*c\_d\_\[e\](f) | 0 | n/a | n/a |" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("a|b", r"a\|b"),
+        ("<i>&amp;", "&lt;i>&amp;amp;"),
+        ("two\nlines", "two lines"),
+        (r"\_", r"\\\_"),
+        ("$x$ ~~y~~", r"\$x\$ \~\~y\~\~"),
+    ],
+)
+def test_text_is_escaped(text: str, written: str) -> None:
+    assert escaped(text) == written
+
+
+def test_two_budgets_are_one_too_many_before_anything_is_written(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep()
+    with pytest.raises(ConfigError, match="give one of them"):
+        write_report(folder, fps=30, ms=33)
+    assert not (folder / "report.md").exists()
+
+
+def test_advice_on_the_page_changes_where_a_point_comes_within_reach(make_sweep: Callable[..., Path]) -> None:
+    study = read_study(make_sweep(alphas=(1.0, 0.5)))
+    edges = sorted(
+        ms for point in study.points if point.latency for ms in (point.latency.total_ms.p50, point.latency.total_ms.p95)
+    )
+    steps = advice_steps(study)
+    assert [step["from_ms"] for step in steps] == [0.0, *edges]
+    assert steps[0]["sentences"][0].startswith(f"No measured point reaches {BUDGET}.")
+    assert "95th percentile" in " ".join(steps[1]["sentences"])
+    assert "95th percentile" not in " ".join(steps[2]["sentences"])
+
+
+def test_the_page_of_8_points_and_80_classes_is_modest(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(rhos=(1.0, 0.75), classes=[f"class {index}" for index in range(80)])
+    content = page_json(read_study(folder))
+    assert len(json.dumps(content, separators=(",", ":"))) < 1_400_000
+    curve = content["points"][0]["detail"]["curves"]["0.75"]["class 79"]
+    assert 0 < len(curve) < 101  # without the zeros at the end
+    assert all(isinstance(value, int) for value in curve)
+
+
+def test_of_many_classes_the_most_confused_are_shown_and_nothing_is_lost() -> None:
+    # class 2 is confused most: 5 + 1 off the diagonal; then class 0 with 5
+    matrix = [[9, 0, 5, 0], [0, 8, 0, 0], [0, 1, 7, 0], [0, 0, 0, 0]]
+    shown = shown_confusion(Confusion(["a", "b", "c", "background"], 0.5, {}, matrix), most=2)
+    assert shown.labels == ["a", "c", "other", "background"]
+    assert shown.matrix == [[9, 5, 0, 0], [0, 7, 1, 0], [0, 0, 8, 0], [0, 0, 0, 0]]
+    assert shown.summed == 1
