@@ -154,8 +154,8 @@ def _about_cheaper(best: Candidate, cheaper: Candidate) -> list[str]:
     if overlaps is False:
         return []
     less = (
-        f"The best of the faster points, {cheaper.point.words}, has {cheaper.ap.mean - best.ap.mean:+.3f} AP and takes "
-        f"{best.ms - cheaper.ms:.1f} ms less a frame"
+        f"The best of the faster points, {cheaper.point.words}, has {best.ap.mean - cheaper.ap.mean:.3f} less AP and "
+        f"takes {best.ms - cheaper.ms:.1f} ms less a frame"
     )
     if overlaps:
         return [f"{less}: within the spread of the seeds, so it may be as good."]

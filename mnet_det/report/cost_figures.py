@@ -158,6 +158,7 @@ def draw_kept(study: Study) -> Figure | None:
             marker=style.marker,
             linestyle=style.line,
             markersize=8,
+            zorder=3,
             label=f"ours: {_group_words(group, groups)}AP on these data",
         )
     labels = [Label(kept.mult_adds, kept.score, kept.name, "#0072b2") for _, kept in ours]

@@ -360,11 +360,16 @@ def how_to_read(study: Study) -> list[str]:
     """What the numbers are not, as sentences in plain text."""
     seeds = max((len(point.finished) for point in study.points), default=0)
     lines = [
-        "AP is that of best.pt, which is the best of all validations on this very list of images: it reads high. For a "
-        "number to publish, score on images that played no part (mnet-det eval).",
+        f"AP is that of best.pt, which is the best of {_validations(study)} on this very list of images: it reads "
+        "high. For a number to publish, score on images that played no part (mnet-det eval).",
         "Scores of best F1 are chosen on the validation images as well.",
         "Multiply-adds and parameters are counted, not measured; the file is the exported float32 model.",
     ]
+    if len({point.start for point in study.points}) > 1:
+        lines.append(
+            "The points do not begin from the same weights (column start), so a difference in AP is not one of width "
+            "or resolution alone."
+        )
     if study.latency is not None:
         lines.append(
             f"Latency was measured in turns, all points in one sitting, one image at a time, on {study.latency.cpu}: "
@@ -382,6 +387,17 @@ def how_to_read(study: Study) -> list[str]:
             "same images. It says nothing about other images."
         )
     return lines
+
+
+def _validations(study: Study) -> str:
+    """How often each run was scored while it trained."""
+    counts = {
+        sum("AP" in row for row in run.history)
+        for point in study.points
+        for run in point.runs
+        if run.state == "finished" and run.history
+    }
+    return f"{counts.pop()} validations" if len(counts) == 1 else "all validations"
 
 
 def _paper(study: Study, figures: Mapping[str, str]) -> list[str]:

@@ -122,7 +122,7 @@ class Confusion:
 
     labels: list[str]
     iou: float
-    scores: dict[str, float]
+    scores: dict[str, float | None]
     matrix: list[list[int]]
 
 

@@ -81,7 +81,7 @@ def test_a_slow_tail_over_the_budget_is_said(study: Study) -> None:
 def test_differences_within_the_spread_of_seeds_are_said(study: Study) -> None:
     # sd of (0.48, 0.52) is 0.028, of (0.47, 0.51) too: 0.01 between the means is less than their sum
     study = measured(study, ((0.48, 0.52), 40, 41), ((0.47, 0.51), 20, 21), ((0.1, 0.1), 10, 11))
-    assert "alpha 0.75, rho 1, has -0.010 AP and takes 20.0 ms less a frame: within the spread" in said(study, 50)
+    assert "alpha 0.75, rho 1, has 0.010 less AP and takes 20.0 ms less a frame: within the spread" in said(study, 50)
     assert "over the budget; the gain is within the spread of the seeds" in said(study, 30)
 
 
