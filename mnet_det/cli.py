@@ -196,6 +196,124 @@ def train(
             _say(f"best AP {result.best_ap:.3f}; checkpoints, metrics.csv and pictures are in {result.out}")
 
 
+@app.command()
+def sweep(
+    words: Words = None,
+    alpha: Annotated[str | None, typer.Option(help="Widths, such as 1,0.75,0.5,0.25.")] = None,
+    rho: Annotated[str | None, typer.Option(help="Resolutions, such as 1,0.5; the config's own unless given.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Train each point so often, such as 0,1,2.")] = None,
+    head: Annotated[str | None, typer.Option(help="Heads, such as ssd,ssdlite; the config's own unless given.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbones, such as mobilenet_v1,mobilenet_v2; the config's own unless given.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; as many as there are GPUs, or 1, unless given.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and how long it may take.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME-sweep of the config unless given.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.1, help="Advise on the best point of this frame rate.")] = None,
+) -> None:
+    """Train, score and measure every combination of widths and resolutions, then report. Run it again to go on.
+
+    Each starts from the ImageNet weights of its width, else from random ones. The same command in a second terminal
+    takes runs that nobody has yet.
+
+    Example: mnet-det sweep configs/finetune_ssd300_mobilenet_v1.yaml data.root=my_data --alpha 1,0.75,0.5,0.25 --jobs 2
+    """
+    with _ctrl_c_ends():
+        from mnet_det.engine.device import count_gpus
+        from mnet_det.engine.estimate import estimate
+        from mnet_det.engine.plan import Axes, plan_sweep, write_plan
+        from mnet_det.engine.sweep import finished_runs, run_sweep
+        from mnet_det.interrupt import StopWish
+        from mnet_det.report.tables import print_plan
+
+    path, overrides = _split(words)
+    if path is None or alpha is None:
+        raise typer.BadParameter("sweep needs a config file and --alpha, such as --alpha 1,0.75,0.5,0.25")
+    axes = Axes(
+        alphas=_numbers("alpha", alpha),
+        rhos=None if rho is None else _numbers("rho", rho),
+        seeds=None if seeds is None else _whole_numbers("seeds", seeds),
+        heads=None if head is None else _names(head),
+        backbones=None if backbone is None else _names(backbone),
+    )
+    folder = out or Path("runs") / f"{path.stem}-sweep"
+    plan = plan_sweep(path, overrides, axes)
+    gpus = count_gpus()
+    jobs = jobs or max(1, gpus)
+    if dry_run:
+        minutes = estimate(plan, folder, jobs=jobs, console=_console(stderr=True))
+        print_plan(_console(), plan.runs, minutes, jobs=jobs)
+        return
+    dropped = write_plan(folder, plan, command=["mnet-det", *sys.argv[1:]])
+    if dropped:
+        _say(f"{folder}: holds {len(dropped)} runs of other settings or data; they stay, and are not in the report")
+    with StopWish().listening() as wish, wish.deferred():
+        outcome = run_sweep(folder, plan.runs, jobs=jobs, gpus=gpus, say=_say, stopped=lambda: wish.number is not None)
+    if wish.number is not None:
+        _say("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(128 + wish.number)
+    measured = finished_runs(folder)
+    if measured:
+        _report(folder, measured, fps=fps)
+    if outcome.failed:
+        reasons = "; ".join(f"{run}: {reason}" for run, reason in outcome.failed.items())
+        raise MnetDetError(
+            f"{len(outcome.failed)} of {len(plan.runs)} runs failed; the same command tries them again ({reasons})"
+        )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, or a sweep.", show_default=False)],
+    fps: Annotated[float | None, typer.Option(min=0.1, help="Advise on the best point of this frame rate.")] = None,
+    ms: Annotated[float | None, typer.Option(min=0.1, help="The same for milliseconds a frame.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Tables and plots (Markdown, PNG, one HTML page) of a run or a sweep, and advice for a frame rate.
+
+    A run that was not measured yet is scored on its validation images and timed first.
+
+    Example: mnet-det report runs/sweep_ssd300_mobilenet_v1-sweep --fps 30
+    """
+    if fps is not None and ms is not None:
+        raise typer.BadParameter("--fps and --ms are one and the same budget; give one of them")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected that of a run or a sweep")
+    if (folder / "sweep.json").exists():
+        from mnet_det.engine.sweep import finished_runs
+
+        runs = finished_runs(folder)
+    else:
+        from mnet_det.engine.measure import measure_run, read_measured
+
+        runs = [folder]
+        if read_measured(folder) is None:
+            _say(f"{folder}: scoring best.pt on its validation images")
+            measure_run(folder, threads=threads)
+    _report(folder, runs, fps=fps, ms=ms, threads=threads)
+
+
+@app.command(name="sweep-run", hidden=True)
+def sweep_run(folder: Path, threads: Threads = None) -> None:
+    """Train and measure one run of a sweep, unless another process has it: what `sweep` starts.
+
+    Example: mnet-det sweep-run runs/toy-sweep/ssd-mobilenet_v1-alpha0.5-rho1-seed0-1f3a9c
+    """
+    from mnet_det.engine.claim import BUSY_STATUS, TakenError, claim
+
+    try:
+        with claim(folder):
+            from mnet_det.engine.sweep import make_run
+
+            make_run(folder, threads=threads, console=_console(lasting=True))
+    except TakenError:
+        raise typer.Exit(BUSY_STATUS) from None
+    except Stopped as stopped:
+        raise typer.Exit(128 + stopped.number) from None
+
+
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
@@ -920,6 +1038,13 @@ def _frame_hw(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _whole_numbers(name: str, text: str) -> list[int]:
+    words = _names(text)
+    if not words or not all(word.isdecimal() for word in words):
+        raise typer.BadParameter(f"--{name} {text}: expected whole numbers with commas between, such as 0,1,2")
+    return list(map(int, words))
+
+
 def _names(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
@@ -1080,6 +1205,31 @@ def _say_left_out(boxes: Sequence[Fault], scores: Scores) -> None:
             "(`eval --detections` would count their boxes as missed)",
             file=sys.stderr,
         )
+
+
+def _report(
+    folder: Path,
+    runs: Sequence[Path],
+    *,
+    fps: float | None = None,
+    ms: float | None = None,
+    threads: int | None = None,
+) -> None:
+    """Measure the speed of runs in turns where that was not done yet, write the report, and print its best part."""
+    from mnet_det.engine.measure import measure_latency
+    from mnet_det.report.study_report import write_report
+    from mnet_det.report.tables import print_study
+
+    try:
+        if runs:
+            measure_latency(folder, runs, threads=threads, say=_say)
+    except MnetDetError as error:  # the data stayed on another machine, say: what is known is reported all the same
+        _say(f"speed not measured: {error}", file=sys.stderr)
+    report = write_report(folder, fps=fps, ms=ms)
+    print_study(_console(), report.study)
+    for sentence in report.sentences:
+        _say(sentence)
+    _say(f"wrote {', '.join(str(file) for file in report.files[:3])} and {len(report.files) - 3} pictures")
 
 
 def _print_scores(scores: Any, *, lasting: bool = False) -> None:

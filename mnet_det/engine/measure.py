@@ -18,6 +18,7 @@ from mnet_det.engine.analysis import analyse_model
 from mnet_det.engine.bench import LIVE_SCORE, MOST_IMAGES
 from mnet_det.engine.checkpoint import open_detector, store_class_scores
 from mnet_det.engine.plan import MEASURED_FILE, Point
+from mnet_det.engine.torch_backend import load_torch_predictor
 from mnet_det.errors import CheckpointError, DataError, ImageError
 from mnet_det.files import sha256_of, write_json
 from mnet_det.models import build_detector
@@ -30,8 +31,6 @@ from mnet_det.structures import Image
 DETECTIONS_FILE = "detections.json"
 LATENCY_FILE = "latency.json"
 FORMAT = 1
-SCORED_IN = "openvino"
-"""The engine that AP is measured in: the one that is always there. AP does not depend on it (README, "Eight bits")."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ def measure_run(
     config = checkpoint.config
     data = open_data(config.data, "train")
     val_data = open_data(config.data, "val", joined_to=data)
-    predictor = load_predictor(model, runtime=SCORED_IN, threads=threads, aim="throughput")
+    # In torch, which is here already: the export, which is compared with it, is made once, when the thresholds are in.
+    predictor = load_torch_predictor(model, threads=threads)
     scores, analysis, results = analyse_model(predictor, val_data, config.data.annotations("val"))
     store_class_scores(model, {name: None if best is None else best.score for name, best in analysis.best_f1.items()})
     cost = count_cost(

@@ -11,10 +11,28 @@ from rich.table import Table
 from rich.text import Text
 
 from mnet_det.catalogue import Entry
+from mnet_det.report.study import Spread, Study
 from mnet_det.runtime.benchmark import Benchmark, BenchmarkRow, MatrixProduct, StageSummary, g_mult_adds_per_s
 
 if TYPE_CHECKING:
     from mnet_det.models.cost import Cost  # counting needs torch, printing does not
+
+
+class _Run(Protocol):
+    """A training that is planned: see `engine.plan.PlannedRun`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def start(self) -> str | None: ...
+    @property
+    def mult_adds(self) -> int | None: ...
+    @property
+    def params(self) -> int | None: ...
+    @property
+    def fault(self) -> str | None: ...
+    @property
+    def input_hw(self) -> tuple[int, int]: ...
 
 
 class _Scores(Protocol):
@@ -85,6 +103,71 @@ def print_scores(console: Console, scores: _Scores) -> None:
     ):
         classes.add_row(Text(name), _number(value))  # Text: brackets in a name are no markup
     console.print(classes)
+
+
+def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, float | None], *, jobs: int) -> None:
+    """What a sweep would train, from which weights, and about how long: `minutes` are 0 where nothing is left to do."""
+    table = _table(
+        "plan",
+        "run",
+        "input",
+        "starts from",
+        "G multiply-adds",
+        "M parameters",
+        "minutes, about",
+        texts=("starts from",),
+        names=[str(run) for run in runs],
+    )
+    for run in runs:
+        left = minutes[run.name]
+        table.add_row(
+            Text(str(run)),
+            f"{run.input_hw[1]}x{run.input_hw[0]}",
+            Text(run.start or "random weights"),
+            "n/a" if run.mult_adds is None else f"{run.mult_adds / 1e9:.3g}",
+            "n/a" if run.params is None else f"{run.params / 1e6:.3g}",
+            "cannot be built" if left is None else "finished" if left == 0 else f"{left:.1f}",
+        )
+    console.print(table)
+    for run in runs:
+        if run.fault is not None:
+            console.print(f"{run}: {run.fault}", highlight=False, soft_wrap=True)
+    known = [left for left in minutes.values() if left is not None]
+    total = max(sum(known) / jobs, max(known, default=0.0))  # no sooner than the longest one
+    console.print(
+        f"{sum(left > 0 for left in known)} of {len(runs)} runs to do, about {total:.0f} minutes with {jobs} at a time: "
+        "an estimate from a few steps of each network, without reading images and measuring",
+        highlight=False,
+    )
+
+
+def print_study(console: Console, study: Study) -> None:
+    """A row a point: what it finds, mean ± standard deviation over its seeds, what it costs, how fast it is."""
+    names = [point.words for point in study.points]
+    table = _table(
+        study.title, "point", "AP", "AP50", "G multiply-adds", "M parameters", "network ms", "fps", "seeds", names=names
+    )
+    for point in study.points:
+        latency = point.latency
+        table.add_row(
+            Text(point.words),
+            _spread(point.number("AP")),
+            _spread(point.number("AP50")),
+            "" if point.mult_adds is None else f"{point.mult_adds / 1e9:.3g}",
+            "" if point.params is None else f"{point.params / 1e6:.3g}",
+            "" if latency is None else f"{latency.network_ms.p50:.1f}",
+            "" if latency is None else f"{latency.fps:.1f}",
+            f"{len(point.finished)} of {len(point.runs)}",
+        )
+    console.print(table)
+    for point, run in study.unfinished:
+        console.print(f"{point.words}, seed {run.seed}: {run.reason}", highlight=False, soft_wrap=True)
+
+
+def _spread(value: Spread | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value.mean:.3f}" if value.sd is None else f"{value.mean:.3f} ± {value.sd:.3f}"
 
 
 def print_bench(

@@ -12,6 +12,7 @@ from mnet_det.engine import measure
 from mnet_det.engine.checkpoint import open_detector
 from mnet_det.engine.evaluate import evaluate
 from mnet_det.engine.measure import measure_latency, measure_run, read_measured, read_trained, validation_images
+from mnet_det.engine.torch_backend import load_torch_predictor
 from mnet_det.errors import CheckpointError, DataError
 from mnet_det.models import build_detector
 from mnet_det.models.cost import count_cost
@@ -36,9 +37,9 @@ def measured(run: Path) -> dict[str, Any]:
 def test_a_run_is_scored_as_eval_scores_it(run: Path, measured: dict[str, Any]) -> None:
     checkpoint = open_detector(run / "best.pt")
     data = open_data(checkpoint.config.data, "val")
-    predictor = load_predictor(run / "best.pt", runtime="openvino")
+    predictor = load_torch_predictor(run / "best.pt")
     scores, results = evaluate(predictor, data, checkpoint.config.data.annotations("val"))
-    assert measured["scores"] == scores.to_json(runtime="openvino")
+    assert measured["scores"] == scores.to_json(runtime="torch")
     assert json.loads((run / "detections.json").read_text(encoding="utf-8")) == results
     assert measured["analysis"]["per_class"].keys() == measured["scores"]["per_class"].keys()
 
