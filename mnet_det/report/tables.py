@@ -124,8 +124,8 @@ def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, flo
             Text(str(run)),
             f"{run.input_hw[1]}x{run.input_hw[0]}",
             Text(run.start or "random weights"),
-            "n/a" if run.mult_adds is None else f"{run.mult_adds / 1e9:.3g}",
-            "n/a" if run.params is None else f"{run.params / 1e6:.3g}",
+            _amount(run.mult_adds, unit=1e9),
+            _amount(run.params, unit=1e6),
             "cannot be built" if left is None else "finished" if left == 0 else f"{left:.1f}",
         )
     console.print(table)
@@ -134,9 +134,10 @@ def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, flo
             console.print(f"{run}: {run.fault}", highlight=False, soft_wrap=True)
     known = [left for left in minutes.values() if left is not None]
     total = max(sum(known) / jobs, max(known, default=0.0))  # no sooner than the longest one
+    to_do = sum(left > 0 for left in known)
     console.print(
-        f"{sum(left > 0 for left in known)} of {len(runs)} runs to do, about {total:.0f} minutes with {jobs} at a time: "
-        "an estimate from a few steps of each network, without reading images and measuring",
+        f"{to_do} of {len(runs)} runs to do, about {total:.0f} minutes with {jobs} at a time: an "
+        "estimate from a few steps of each network, without reading images and measuring",
         highlight=False,
     )
 
@@ -153,8 +154,8 @@ def print_study(console: Console, study: Study) -> None:
             Text(point.words),
             _spread(point.number("AP")),
             _spread(point.number("AP50")),
-            "" if point.mult_adds is None else f"{point.mult_adds / 1e9:.3g}",
-            "" if point.params is None else f"{point.params / 1e6:.3g}",
+            _amount(point.mult_adds, unit=1e9),
+            _amount(point.params, unit=1e6),
             "" if latency is None else f"{latency.network_ms.p50:.1f}",
             "" if latency is None else f"{latency.fps:.1f}",
             f"{len(point.finished)} of {len(point.runs)}",
@@ -162,6 +163,10 @@ def print_study(console: Console, study: Study) -> None:
     console.print(table)
     for point, run in study.unfinished:
         console.print(f"{point.words}, seed {run.seed}: {run.reason}", highlight=False, soft_wrap=True)
+
+
+def _amount(value: int | None, *, unit: float) -> str:
+    return "n/a" if value is None else f"{value / unit:.3g}"
 
 
 def _spread(value: Spread | None) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,7 +16,17 @@ from mnet_det.config import load_config
 from mnet_det.engine.evaluate import NUMBERS, Scores
 from mnet_det.models import build_classifier
 from mnet_det.models.cost import Cost, count_cost
-from mnet_det.report.tables import bench_json, catalogue_json, print_bench, print_catalogue, print_cost, print_scores
+from mnet_det.report.study import read_study
+from mnet_det.report.tables import (
+    bench_json,
+    catalogue_json,
+    print_bench,
+    print_catalogue,
+    print_cost,
+    print_plan,
+    print_scores,
+    print_study,
+)
 from mnet_det.runtime.benchmark import Benchmark, BenchmarkRow, MatrixProduct, StageSummary
 
 
@@ -215,3 +228,51 @@ def test_the_catalogue_as_json_has_every_key_and_comes_back() -> None:
     assert rows[0]["name"] == DEFAULT_DETECTOR
     assert rows[0]["input_hw"] == [300, 300]
     assert {"alpha", "accuracy", "licence", "url", "sha256", "size", "member", "kind", "note"} <= set(rows[0])
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What `print_plan` reads of `engine.plan.PlannedRun`."""
+
+    name: str
+    start: str | None = "mobilenet_v1_0.5_160_quant"
+    mult_adds: int | None = 297_060_832
+    params: int | None = 2_340_000
+    fault: str | None = None
+    input_hw: tuple[int, int] = (225, 300)
+
+    def __str__(self) -> str:
+        return f"ssd on {self.name}"
+
+
+def test_a_plan_says_what_starts_from_what_and_how_long_it_takes() -> None:
+    runs = [
+        PlannedRun("a"),
+        PlannedRun("b", start=None),
+        PlannedRun("c", mult_adds=None, params=None, fault="the input would be 16x16 pixels"),
+        PlannedRun("d"),
+    ]
+    shown = console()
+    print_plan(shown, runs, {"a": 90.0, "b": 10.0, "c": None, "d": 0.0}, jobs=2)
+    assert cells(shown) == [
+        ["ssd on a", "300x225", "mobilenet_v1_0.5_160_quant", "0.297", "2.34", "90.0"],
+        ["ssd on b", "300x225", "random weights", "0.297", "2.34", "10.0"],
+        ["ssd on c", "300x225", "mobilenet_v1_0.5_160_quant", "n/a", "n/a", "cannot be built"],
+        ["ssd on d", "300x225", "mobilenet_v1_0.5_160_quant", "0.297", "2.34", "finished"],
+    ]
+    lines = text(shown).splitlines()
+    assert "ssd on c: the input would be 16x16 pixels" in lines
+    assert lines[-1].startswith("2 of 4 runs to do, about 90 minutes with 2 at a time")  # not (90 + 10) / 2
+
+
+def test_a_study_has_a_row_a_point_and_says_what_is_missing(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5), seeds=(0, 1), failed=[(0.5, 1.0, 1)])
+    shown = console()
+    print_study(shown, read_study(folder))
+    first, second = cells(shown)
+    assert first[0] == "alpha 1, rho 1"
+    assert first[1].count("±") == 1
+    assert first[-1] == "2 of 2"
+    assert "±" not in second[1]
+    assert second[-1] == "1 of 2"
+    assert "alpha 0.5, rho 1, seed 1: the loss was not finite" in text(shown)
