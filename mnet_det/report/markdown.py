@@ -140,7 +140,11 @@ def _points(study: Study) -> list[str]:
         *table(heads, rows, left=4),
         "",
         "AP and AR are 0…1"
-        + (": mean ± sample standard deviation over the seeds" if several else ", of one seed a point")
+        + (
+            ": mean ± sample standard deviation over the seeds; one seed where there is no ±"
+            if several
+            else ", of one seed a point"
+        )
         + ". Front: where no other point has at least this AP at no more multiply-adds (M), parameters (P) or total "
         "milliseconds (ms). Milliseconds are medians / 95th percentiles.",
     ]
@@ -322,7 +326,7 @@ def _training(study: Study, figures: Mapping[str, str]) -> list[str]:
         return []
     failed = any(run.state == "failed" and run.history for point in study.points for run in point.runs)
     words = "One line a run; seeds of a point share a colour and line." + (
-        " A cross: it failed there." if failed else ""
+        " A cross: the end of one that failed." if failed else ""
     )
     rows = [
         [escaped(point.words), str(each.seed), _or_none(each.epochs), _or_none(each.best_epoch), _minutes(each)]
