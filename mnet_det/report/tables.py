@@ -257,7 +257,7 @@ def _product(product: MatrixProduct) -> str:
     )
 
 
-UNFOLDED_NAME = 44
+UNFOLDED_NAME = 48
 """Letters of a name that are kept on one line, if all else has to fold."""
 WIDE_ENOUGH = 140
 """Columns of a terminal in which a table of many columns, the catalogue for one, fits with names unfolded."""
