@@ -398,6 +398,10 @@ def predict(
     images = list(expand(map(Path, sources)))  # before the model is fetched and converted
     predictor = _load(model, runtime=runtime, threads=threads)
     _say_runtime(predictor)
+    own = predictor.metadata.class_scores
+    if score is None and own is not None:
+        line = f"shown by class, from the score of its best F1 on, {min(own):.2f} to {max(own):.2f}"
+        print(f"{line}; --score sets one for all", file=sys.stderr)
     results, faults = predict_files(
         predictor,
         images,
@@ -479,7 +483,7 @@ def demo(
     _require_apart(inputs=[source, *(model or [])], outputs=[record, stats])
     opened = open_source(source, width=width, height=height, fps=fps, fourcc=fourcc, api=api, say=_say)
     try:
-        models = load_lineup(model or [DEFAULT_DETECTOR], load, rhos=rhos)
+        models = load_lineup(model or [DEFAULT_DETECTOR], load, rhos=rhos, say=_say)
         shown = pick_screen(screen, live=not isinstance(opened, Recorded), host=host, port=port, say=_say)
     except BaseException:
         opened.close()

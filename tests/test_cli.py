@@ -604,8 +604,11 @@ def test_predict_and_demo_show_each_class_from_its_own_score_on_unless_one_is_gi
     found, stats = tmp_path / "found.json", tmp_path / "stats.json"
     for given, categories in ([], {3, 7}), (["--score", "0.001"], {3, 7, 11, 18, 24, 40}):
         words = ["--out", tmp_path / "found", "--json", found, "--runtime", "openvino", *given]
-        assert cli("predict", scored_model, toy / "val2017", *words).status == 0
+        answer = cli("predict", scored_model, toy / "val2017", *words)
+        assert answer.status == 0
         assert {result["category_id"] for result in read(found)} == categories
+        said = "shown by class, from the score of its best F1 on, 0.00 to 1.00; --score sets one for all"
+        assert (said in answer.err) == (not given)
     for given, names in ([], {"disc", "ring"}), (["--score", "1"], set()):
         words = ["--screen", "none", "--frames", "3", "--stats", stats, "--runtime", "openvino", *given]
         assert cli("demo", toy / "clip.mp4", "--model", scored_model, *words).status == 0
@@ -643,6 +646,10 @@ def test_demo_of_a_sweep_runs_its_finished_networks(
     answer = cli("demo", toy / "clip.mp4", "--model", sweep, *words)
     assert answer.status == 0, answer.err
     assert converted == [runs[0]["name"]]  # the others' content is the same, so one export serves them
+    assert "of this sweep's" not in answer.out + answer.err  # both networks are finished
+    shutil.rmtree(sweep / str(runs[2]["name"]))
+    answer = cli("demo", toy / "clip.mp4", "--model", sweep, *words)
+    assert f"{sweep}: 1 of this sweep's 2 networks are finished" in answer.out
 
 
 def test_demo_stops_after_the_frames_asked_for(cli: Cli, toy: Path, toy_model: Path, tmp_path: Path) -> None:

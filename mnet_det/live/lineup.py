@@ -83,6 +83,7 @@ def load_lineup(
     load: Callable[[str, float | None], Predictor],
     *,
     rhos: Sequence[float] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Predictor]:
     """Load each model once, in the order given; those of a folder with the most work for each image first.
 
@@ -90,15 +91,19 @@ def load_lineup(
         words: MODELs, or folders of runs; of a sweep's, one model for each network that is finished.
         load: how to load one: the MODEL, and rho, or None for the model's own.
         rhos: run the same weights at each of these resolutions.
+        say: told in a line of a sweep that is not finished yet.
 
     Raises:
         CheckpointError: a folder without a model in it; a sweep whose plan is damaged, or that has not finished a run.
         ConfigError: too many models.
     """
-    files = {word: _models_in(Path(word)) if os.path.isdir(word) else [word] for word in words}
+    files = {word: _models_in(Path(word), say) if os.path.isdir(word) else [word] for word in words}
     count = sum(map(len, files.values())) * max(1, len(rhos))
     if count > MOST_MODELS:
-        raise ConfigError(f"model: {count} models, expected at most {MOST_MODELS}, for all are kept in memory")
+        raise ConfigError(
+            f"model: {count} models, expected at most {MOST_MODELS}, for all are kept in memory; name those to "
+            "compare, such as the folders of some runs, each with a --model of its own"
+        )
     lineup = []
     for word, models in files.items():
         loaded = [load(model, rho) for model in models for rho in (rhos or (None,))]
@@ -112,10 +117,10 @@ def _work(predictor: Predictor) -> float:
     return predictor.metadata.alpha**2 * height * width
 
 
-def _models_in(folder: Path) -> list[str]:
+def _models_in(folder: Path, say: Callable[[str], None]) -> list[str]:
     """A sweep's networks; the best checkpoint of a run, or of each run in a folder; else the exported files in it."""
     if (folder / PLAN).is_file():
-        return _models_of_sweep(folder)
+        return _models_of_sweep(folder, say)
     for pattern in ("best.pt", "*/best.pt", "**/best.pt", "*.onnx", "*.xml"):
         found = sorted(folder.glob(pattern))
         if pattern == "*.xml":  # annotations end so, too
@@ -127,7 +132,7 @@ def _models_in(folder: Path) -> list[str]:
     )
 
 
-def _models_of_sweep(folder: Path) -> list[str]:
+def _models_of_sweep(folder: Path, say: Callable[[str], None]) -> list[str]:
     """The best checkpoint of each network of a sweep: of its first run in the plan that is finished."""
     plan = _read_json(folder / PLAN)
     try:
@@ -148,6 +153,9 @@ def _models_of_sweep(folder: Path) -> list[str]:
             f"{folder}: of this sweep's {len(runs)} runs none is finished; run its `mnet-det sweep` command again, "
             "which goes on with them, or give the folder of one run"
         )
+    planned = len({network for network, _, _ in runs})
+    if len(models) < planned:
+        say(f"{folder}: {len(models)} of this sweep's {planned} networks are finished")
     return list(models.values())
 
 

@@ -190,7 +190,8 @@ class _Demo:
 
     def stats(self) -> Stats:
         """What was measured so far."""
-        return self._tally.stats(self._cards, dropped=self._source.dropped)
+        # By the models' own names, which are what the other files of a sweep call its runs.
+        return self._tally.stats([ModelCard.of(model) for model in self._models], dropped=self._source.dropped)
 
     def start_recording(self, path: Path, *, required: bool = False) -> None:
         """Record what comes from now on; where that is `required`, the demo ends if it cannot be done.

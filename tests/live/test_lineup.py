@@ -150,6 +150,18 @@ def test_sweep_that_has_finished_nothing_says_what_to_do(sweep):
         load_lineup([str(sweep.folder)], load_of_sweep)
 
 
+def test_sweep_that_is_not_done_says_how_far_it_is(sweep):
+    said = []
+    sweep.finish(0.5, 0)
+    load_lineup([str(sweep.folder)], load_of_sweep, say=said.append)
+    sweep.finish(0.5, 1)  # another seed is no other network
+    sweep.finish(1.0, 1)
+    load_lineup([str(sweep.folder)], load_of_sweep, say=said.append)
+    sweep.finish(0.25, 0)
+    load_lineup([str(sweep.folder)], load_of_sweep, say=said.append)
+    assert said == [f"{sweep.folder}: {count} of this sweep's 3 networks are finished" for count in (1, 2)]
+
+
 @pytest.mark.parametrize("content", [[], {}, {"runs": 3}, {"runs": [{"name": "a"}]}, {"runs": ["a"]}, "plan"], ids=repr)
 def test_damaged_plan_is_explained(sweep, content):
     sweep.finish(0.5, 0)
@@ -172,7 +184,9 @@ def test_models_of_a_sweep_are_counted_after_the_choice(sweep, monkeypatch):
             sweep.finish(alpha, seed)
     monkeypatch.setattr("mnet_det.live.lineup.MOST_MODELS", 3)
     assert len(load_lineup([str(sweep.folder)], load_of_sweep)) == 3
-    with pytest.raises(ConfigError, match="6 models, expected at most 3"):
+    with pytest.raises(
+        ConfigError, match=r"6 models, expected at most 3, .*; name those to compare, such as the folders"
+    ):
         load_lineup([str(sweep.folder)], load_of_sweep, rhos=[1.0, 0.5])
 
 

@@ -277,6 +277,16 @@ def test_each_model_s_own_scores_hold_until_one_is_set_and_again_when_that_is_ta
     assert stats.detections == {"b": 3}  # its 0.7 is not enough for the 0.75 of class "b"
 
 
+def test_run_of_a_sweep_has_its_short_name_on_the_screen_and_its_own_in_the_statistics(
+    make_clip, make_predictor, make_screen
+):
+    name = "ssd-mobilenet_v1-alpha0.5-rho1-seed0-1f3a9c"
+    screen = make_screen()
+    stats = run_demo([make_predictor(name=name)], open_source(str(make_clip(2))), screen, no_drop=True)
+    assert screen.last.models[0].name == "ssd-mobilenet_v1"
+    assert [model.model for model in stats.models] == [name]
+
+
 def test_nms_goes_to_the_predictor(make_clip, make_predictor, make_screen):
     predictor = make_predictor()
     run_demo([predictor], open_source(str(make_clip(3))), make_screen(Command("nms", 0.3)), no_drop=True)

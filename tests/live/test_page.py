@@ -256,7 +256,8 @@ def test_sliders_act_and_follow(demo: Demo, tab: Tab):
 
 def test_models_without_scores_of_their_own_start_at_a_half(tab: Tab):
     until(lambda: tab("$('score-value').textContent") == "0.50")
-    assert tab("[$('score').value, $('own-score').hidden]") == ["0.5", True]
+    assert tab("[$('score').value, $('own-score').hidden, $('own-score').offsetWidth]") == ["0.5", True, 0]
+    assert tab("[$('score').getAttribute('aria-valuetext'), $('score-value').title]") == ["0.50", ""]
 
 
 def test_each_model_s_own_score_is_told_and_can_be_gone_back_to(demo: Demo, tab: Tab):
@@ -264,10 +265,13 @@ def test_each_model_s_own_score_is_told_and_can_be_gone_back_to(demo: Demo, tab:
     demo.cards = (replace(CARDS[0], class_scores=scored), CARDS[1])
     until(lambda: tab("$('score-value').textContent") == "best F1 of each class")
     assert tab("[$('score').value, $('own-score').hidden, $('own-score').disabled]") == ["0.5", False, True]
+    assert tab("$('score').getAttribute('aria-valuetext')") == "best F1 of each class"  # not 0.5, where it stands
+    assert tab("$('score-value').title").splitlines() == [f"{name} 0.30" for name in NAMES]
     tab("$('score').focus()")
     tab.press("ArrowLeft")
     until(lambda: tab("!$('own-score').disabled"))
-    assert tab("$('score-value').textContent") == "0.49"
+    assert tab("[$('score-value').textContent, $('score').getAttribute('aria-valuetext')]") == ["0.49"] * 2
+    assert tab("$('score-value').title") == ""
     tab.click("#own-score")
     until(lambda: tab("$('score-value').textContent") == "best F1 of each class")
     assert tab("$('score').value") == "0.5"
