@@ -35,6 +35,9 @@ class Advice:
         cheaper: the best of those that are faster than `best`.
         better: the fastest of those with more AP than `best`; over the budget.
         fastest: of all; None where nothing was both scored and timed.
+        untimed: the highest mean AP of those that were scored and not timed, if it is above that of `best`.
+        left_out: how many points of the study were not both scored and timed.
+        points: how many points the study has.
     """
 
     budget_ms: float
@@ -42,6 +45,9 @@ class Advice:
     cheaper: Candidate | None
     better: Candidate | None
     fastest: Candidate | None
+    untimed: Point | None
+    left_out: int
+    points: int
     cpu: str
 
     @property
@@ -82,8 +88,27 @@ def advise(study: Study, budget_ms: float) -> Advice:
     if best is not None:
         cheaper = _best([candidate for candidate in known if candidate.ms < best.ms])
         better = next((candidate for candidate in known if candidate.ap.mean > best.ap.mean), None)
-    cpu = "" if study.latency is None else study.latency.cpu
-    return Advice(budget_ms, best, cheaper, better, next(iter(known), None), cpu)
+    return Advice(
+        budget_ms=budget_ms,
+        best=best,
+        cheaper=cheaper,
+        better=better,
+        fastest=next(iter(known), None),
+        untimed=_untimed(study, best),
+        left_out=len(study.points) - len(known),
+        points=len(study.points),
+        cpu="" if study.latency is None else study.latency.cpu,
+    )
+
+
+def _untimed(study: Study, best: Candidate | None) -> Point | None:
+    """What may be better than `best`, and nobody knows how fast it is."""
+    others = [
+        (point.ap.mean, point)
+        for point in study.scored
+        if point.ap is not None and point.latency is None and (best is None or point.ap.mean > best.ap.mean)
+    ]
+    return max(others, key=lambda other: other[0], default=(0.0, None))[1]
 
 
 def within_spread(one: Spread, other: Spread) -> bool | None:
@@ -105,12 +130,13 @@ def sentences(advice: Advice, *, budget: str) -> list[str]:
     if advice.fastest is None:
         return ["No point was both scored and timed, so nothing can be said about a budget."]
     if advice.best is None:
-        return [_out_of_reach(advice.fastest, budget=budget, cpu=advice.cpu)]
+        return [_out_of_reach(advice.fastest, budget=budget, cpu=advice.cpu), *_about_left_out(advice)]
     return [
         _about_best(advice.best, budget=budget, cpu=advice.cpu),
         *([_about_p95(advice.best)] if advice.p95_is_over else []),
         _about_better(advice.best, advice.better),
         *([] if advice.cheaper is None else _about_cheaper(advice.best, advice.cheaper)),
+        *_about_left_out(advice),
     ]
 
 
@@ -118,6 +144,11 @@ def ap_words(ap: Spread) -> str:
     """AP with its spread: "AP 0.412 ± 0.004 (3 seeds)"."""
     spread = "one seed" if ap.sd is None else f"{ap.seeds} seeds"
     return f"AP {ap.mean:.3f}{'' if ap.sd is None else f' ± {ap.sd:.3f}'} ({spread})"
+
+
+def threads_words(row: LatencyRow) -> str:
+    """How many threads it ran in: "1 thread", "2 threads"."""
+    return "1 thread" if row.threads == 1 else f"{row.threads} threads"
 
 
 def _best(known: Sequence[Candidate]) -> Candidate | None:
@@ -128,7 +159,7 @@ def _about_best(best: Candidate, *, budget: str, cpu: str) -> str:
     row = best.latency
     return (
         f"For {budget}, the best measured point is {best.point.words}: {ap_words(best.ap)}, {best.ms:.1f} ms a frame "
-        f"at the median, {row.fps:.0f} fps, with {row.runtime} and {_threads(row)} on {cpu}."
+        f"at the median, {row.fps:.1f} fps, with {row.runtime} and {threads_words(row)} on {cpu}."
     )
 
 
@@ -141,11 +172,11 @@ def _about_p95(best: Candidate) -> str:
 
 def _about_better(best: Candidate, better: Candidate | None) -> str:
     if better is None:
-        return "No measured point has a higher AP."
+        return "No point that was scored and timed has a higher AP."
     gain = better.ap.mean - best.ap.mean
     return (
         f"The next better point is {better.point.words}: {gain:+.3f} AP, {better.ms - best.ms:.1f} ms more a frame, "
-        f"{better.latency.fps:.0f} fps: over the budget{_doubt(best.ap, better.ap)}."
+        f"{better.latency.fps:.1f} fps: over the budget{_doubt(best.ap, better.ap)}."
     )
 
 
@@ -159,13 +190,13 @@ def _about_cheaper(best: Candidate, cheaper: Candidate) -> list[str]:
     )
     if overlaps:
         return [f"{less}: within the spread of the seeds, so it may be as good."]
-    return [f"{less}; with one seed, nobody knows whether that is more than the chance of a seed."]
+    return [f"{less}; with one seed of either, nobody knows whether that is more than the chance of a seed."]
 
 
 def _doubt(one: Spread, other: Spread) -> str:
     overlaps = within_spread(one, other)
     if overlaps is None:
-        return "; with one seed, the gain may be the chance of a seed"
+        return "; with one seed of either, the gain may be the chance of a seed"
     return "; the gain is within the spread of the seeds" if overlaps else ""
 
 
@@ -173,10 +204,16 @@ def _out_of_reach(fastest: Candidate, *, budget: str, cpu: str) -> str:
     row = fastest.latency
     return (
         f"No measured point reaches {budget}. The fastest is {fastest.point.words}: {fastest.ms:.1f} ms a frame, "
-        f"{row.fps:.0f} fps, {ap_words(fastest.ap)}, with {row.runtime} and {_threads(row)} on {cpu}. To know what a "
-        "smaller alpha or rho has, train and measure it; nothing is predicted here."
+        f"{row.fps:.1f} fps, {ap_words(fastest.ap)}, with {row.runtime} and {threads_words(row)} on {cpu}. "
+        "To know what a smaller alpha or rho has, train and measure it; nothing is predicted here."
     )
 
 
-def _threads(row: LatencyRow) -> str:
-    return "1 thread" if row.threads == 1 else f"{row.threads} threads"
+def _about_left_out(advice: Advice) -> list[str]:
+    """That there are points that could not be weighed; the better ones may be among them."""
+    if not advice.left_out:
+        return []
+    words = f"{advice.left_out} of the {advice.points} points are not weighed: not both scored and timed."
+    if advice.untimed is None or advice.untimed.ap is None:
+        return [words]
+    return [f"{words} Of them, {advice.untimed.words} has {ap_words(advice.untimed.ap)}; its time is not known."]

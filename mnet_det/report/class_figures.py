@@ -14,6 +14,8 @@ from mnet_det.report.figure_style import (
     GREY,
     PALE,
     Look,
+    contrast,
+    ink,
     legend,
     looks,
     new_figure,
@@ -166,7 +168,7 @@ def _draw_curves(axes: Any, recall: Sequence[float], curves: Mapping[str, list[f
             ha="right",
             va="center",
             fontsize=8,
-            color=colour,
+            color=ink(colour),
             bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
             zorder=5,
         )
@@ -240,10 +242,11 @@ def draw_confusion(measured: Measured) -> Figure | None:
     for row in range(count):
         for column in range(count):
             if matrix[row, column]:
-                _count(
-                    axes, row, column, int(matrix[row, column]), share=shares[row, column], size=10 if count < 9 else 7
-                )
-    names = [_label(shown, name) for name in shown.labels]
+                cell = picture.to_rgba(shares[row, column])
+                _count(axes, row, column, int(matrix[row, column]), cell=cell, size=10 if count < 9 else 7)
+    names = [short(name) for name in shown.labels]
+    if shown.summed:
+        names[-2] = f"{OTHER} ({shown.summed})"
     steep = count > 6 or max(map(len, names)) > 14
     across = axes.set_xticks(range(count), names, rotation=45 if steep else 0, ha="right" if steep else "center")
     down = axes.set_yticks(range(count), names)
@@ -259,12 +262,6 @@ def draw_confusion(measured: Measured) -> Figure | None:
     return figure
 
 
-def _count(axes: Any, row: int, column: int, value: int, *, share: float, size: float) -> None:
-    colour = "white" if share > 0.55 else "#1a1e23"
+def _count(axes: Any, row: int, column: int, value: int, *, cell: Any, size: float) -> None:
+    colour = max(("white", "#1a1e23"), key=lambda letters: contrast(letters, cell))
     axes.text(column, row, str(value), ha="center", va="center", fontsize=size, color=colour)
-
-
-def _label(shown: ShownConfusion, name: str) -> str:
-    if name == OTHER and shown.summed:
-        return f"{OTHER} ({shown.summed})"
-    return short(name)

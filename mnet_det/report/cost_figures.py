@@ -22,7 +22,7 @@ from mnet_det.report.figure_style import (
 )
 from mnet_det.report.paper import SOURCE, TABLE_13, is_coco, kept_by_ours, kept_by_paper, tables_beside
 from mnet_det.report.pareto import pareto_front
-from mnet_det.report.study import Point, Run, Study
+from mnet_det.report.study import Network, Point, Run, Study
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ COSTS = (
 )
 DRAWN = ("mult_adds", "params", "total_ms")
 """The costs that have a figure; the page draws all."""
+MOST_LABELS = 12
+"""Of more points only those on the front surely have a label; the legend says what colours and marks mean."""
 PAPER_MARKS = {"SSD300": "D", "Faster R-CNN 300": "^", "Faster R-CNN 600": "v"}
 
 
@@ -81,25 +83,43 @@ def draw_cost(study: Study, cost: Cost) -> Figure | None:
         [point.ap.mean for point in best if point.ap],
         color=GREY,
         linewidth=1.2,
+        drawstyle="steps-post",  # between two points nothing was measured: the cheaper one is what there is
+        marker="o",
+        markersize=15,
+        mfc="none",
         zorder=1,
         label="Pareto front: nothing measured is better at no more cost",
     )
     labels = []
-    for point in points:
+    for point in sorted(points, key=lambda point: point not in best):  # the front has the first choice of places
         x = cost.shown(point)
         assert point.ap is not None
         assert x is not None
         _mark(axes, x, point, look[point.network])
-        labels.append(Label(x, point.ap.mean, point.label, look[point.network].colour))
+        optional = len(points) > MOST_LABELS and point not in best
+        labels.append(Label(x, point.ap.mean, point.label, look[point.network].colour, optional))
+    if len(points) > MOST_LABELS:
+        _name_looks(axes, points, look)
     theirs = _mark_table_13(axes, cost) if is_coco(study.data.class_names) else []
     axes.margins(x=0.12, y=0.14)
     log_x(axes)
     axes.set_xlabel(f"{cost.title} (log scale){_where(study, cost)}")
     axes.set_ylabel(f"AP on {study.data.validation_images} validation images")
-    legend(figure, axes, columns=2)
+    legend(figure, axes, columns=2 if len(points) <= MOST_LABELS else 3)
     label_points(figure, axes, [*labels, *theirs])
     plain([axes.xaxis.label])
     return figure
+
+
+def _name_looks(axes: Any, points: Sequence[Point], look: Mapping[Network, Look]) -> None:
+    """What colours and marks mean, for the legend."""
+    groups = list(dict.fromkeys(map(group_of, points)))
+    widths = {point.network.alpha: look[point.network].colour for point in points}
+    marks = {group_of(point): look[point.network].marker for point in points}
+    for alpha, colour in sorted(widths.items(), reverse=True):
+        axes.plot([], [], "o", color=colour, label=f"colour: α {alpha:g}")
+    for group, marker in marks.items() if len(groups) > 1 else ():
+        axes.plot([], [], marker, color=GREY, label=f"mark: {_group_words(group, groups)}")
 
 
 def _mark(axes: Any, x: float, point: Point, look: Look) -> None:
@@ -159,7 +179,7 @@ def draw_kept(study: Study) -> Figure | None:
             linestyle=style.line,
             markersize=8,
             zorder=3,
-            label=f"ours: {_group_words(group, groups)}AP on these data",
+            label=f"ours: {', '.join(filter(None, (_group_words(group, groups), 'AP on these data')))}",
         )
     labels = [Label(kept.mult_adds, kept.score, kept.name, "#0072b2") for _, kept in ours]
     for (name, table), marker in zip(tables_beside([point for point, _ in ours]).items(), ("o", "s"), strict=False):
@@ -189,7 +209,7 @@ def _group_words(group: tuple[str, str, float], groups: Sequence[tuple[str, str,
     if len(groups) == 1:
         return ""
     kinds = [] if len({other[:2] for other in groups}) == 1 else [f"{group[0]} {group[1]}"]
-    return ", ".join([*kinds, f"ρ {group[2]:g}"]) + ", "
+    return ", ".join([*kinds, f"ρ {group[2]:g}"])
 
 
 CURVES = {"loss": "training loss", "val_loss": "validation loss", "AP": "AP"}

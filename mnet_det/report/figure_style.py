@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
@@ -24,6 +26,8 @@ NAME_LETTERS = 28
 """Of a class's name; the rest is cut, and the tables have it in full."""
 OFFSETS = ((9, -11), (9, 5), (-9, 6), (-9, -13), (0, 11), (0, -18), (14, -3), (-14, -3), (16, -24), (-16, 20))
 """Where a label may stand, in points from what it names; the first place that is free is taken."""
+NEAR = 6
+"""How many of them are so near that an optional label belongs to its place at sight."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,33 @@ def new_figure(*, height_in: float, columns: int = 1) -> tuple[Figure, list[Any]
 
 
 def log_x(axes: Any) -> None:
-    """A logarithmic x with plain numbers at 1, 2 and 5 of each decade, all of them where there is little more."""
+    """A logarithmic x with plain numbers: at 1, 2 and 5 of each decade, more where there is little, fewer of many."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    few = high / low < 12
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8) if few else (1, 2, 5)))
+    decades = high / low
+    subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 12 else (1, 2, 5) if decades < 2000 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def ink(colour: str) -> str:
+    """A colour in which small letters are legible on white: as dark as it takes to reach 4.5 to 1 (WCAG 2.1)."""
+    mixed = np.asarray(to_rgb(colour))
+    while contrast(mixed, (1, 1, 1)) < 4.5:
+        mixed = mixed * 0.95
+    return to_hex(mixed)
+
+
+def contrast(one: Any, other: Any) -> float:
+    """The contrast of two sRGB colours, 1 to 21: WCAG 2.1, relative luminance."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: Any) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
 def plain(texts: Sequence[Any]) -> None:
@@ -111,13 +135,16 @@ def short(name: str) -> str:
 
 
 def label_points(figure: Figure, axes: Any, labels: Sequence[Label]) -> None:
-    """Write each label beside its place, clear of the others and of all the places."""
+    """Write each label beside its place, clear of the others and of all the places.
+
+    Where there is no room, a label is left out if it is optional, else it lies on something.
+    """
     figure.draw_without_rendering()  # now the axes know where they are
     places = [axes.transData.transform((label.x, label.y)) for label in labels]
     taken = [(x - MARK_PX, y - MARK_PX, x + MARK_PX, y + MARK_PX) for x, y in places]
     frame = axes.get_window_extent()
     for label in labels:
-        notes = [_note(axes, label, offset) for offset in OFFSETS]
+        notes = [_note(axes, label, offset) for offset in (OFFSETS[:NEAR] if label.optional else OFFSETS)]
         extents = [note.get_window_extent().extents for note in notes]
         free = [_is_inside(extent, frame) and not any(_overlap(extent, other) for other in taken) for extent in extents]
         chosen = free.index(True) if any(free) else None if label.optional else 0
@@ -137,7 +164,7 @@ def _note(axes: Any, label: Label, offset: tuple[int, int]) -> Any:
         textcoords="offset points",
         ha="left" if offset[0] > 0 else "right" if offset[0] < 0 else "center",
         fontsize=7.5 if label.optional else 9,
-        color=label.colour,
+        color=ink(label.colour),
         parse_math=False,
         path_effects=[withStroke(linewidth=3, foreground="white")],  # readable on a line
     )

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mnet_det.report.advice import USUAL_FPS, advise, budget_words, candidates, sentences
+from mnet_det.report.advice import (
+    USUAL_FPS,
+    advise,
+    budget_words,
+    candidates,
+    sentences,
+    threads_words,
+)
 from mnet_det.report.class_figures import (
     CLASSES_SHOWN,
     CONFUSED_SHOWN,
@@ -15,7 +22,7 @@ from mnet_det.report.class_figures import (
 )
 from mnet_det.report.cost_figures import COSTS, front
 from mnet_det.report.paper import SOURCE, TABLE_6, TABLE_7, TABLE_13, PaperRow, is_coco, kept_by_ours, tables_beside
-from mnet_det.report.study import AP_SIZES, LatencyRow, Measured, Point, Spread, Study
+from mnet_det.report.study import AP_SIZES, Latency, LatencyRow, Measured, Point, Spread, Study
 
 NONE = "n/a"
 MARKS = {"mult_adds": "M", "params": "P", "total_ms": "ms"}
@@ -81,7 +88,8 @@ def _what(study: Study) -> list[str]:
     planned = sum(len(point.runs) for point in study.points)
     seeds = sorted({run.seed for point in study.points for run in point.runs})
     lines = [
-        f"- {len(study.points)} points, {planned} runs, {done} of them finished; seeds: {', '.join(map(str, seeds))}",
+        f"- {_count(len(study.points), 'point')}, {_count(planned, 'run')}, {done} finished; "
+        f"seeds: {', '.join(map(str, seeds))}",
         f"- Data: {data.training_images:,} training and {data.validation_images:,} validation images, "
         f"{len(data.class_names)} classes{_files(study)}",
     ]
@@ -100,6 +108,10 @@ def _what(study: Study) -> list[str]:
     if study.latency is not None:
         lines.append(f"- Timed on {escaped(study.latency.cpu)}: {escaped(study.latency.images)}{_threshold(study)}")
     return lines
+
+
+def _count(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def _files(study: Study) -> str:
@@ -127,7 +139,7 @@ def _machines(measured: Sequence[Measured]) -> str:
 def _points(study: Study) -> list[str]:
     """The main table: a row a point."""
     fronts = {mark: front(study, cost) for cost in COSTS if (mark := MARKS.get(cost.key))}
-    heads = ["point", "start", "runtime", "front", "input", *map(_head, SCORES), "M mult-adds", "M params", "MB"]
+    heads = ["point", "start", "timed with", "front", "input", *map(_head, SCORES), "M mult-adds", "M params", "MB"]
     heads += ["network ms", "total ms", "fps", "minutes"]
     rows = []
     for point in study.points:
@@ -156,7 +168,7 @@ def _head(name: str) -> str:
 
 def _about(point: Point) -> list[str]:
     start = "random weights" if point.start is None else code_cell(point.start)
-    runtime = NONE if point.latency is None else f"{escaped(point.latency.runtime)}, {point.latency.threads} threads"
+    runtime = NONE if point.latency is None else f"{escaped(point.latency.runtime)}, {threads_words(point.latency)}"
     states = [run.state for run in point.runs if run.state != "finished"]
     done = f"{len(point.finished)} of {len(point.runs)} runs finished" if len(point.runs) > 1 else "".join(states)
     note = f" ({done})" if states else ""
@@ -357,15 +369,13 @@ def _unfinished(study: Study) -> list[str]:
 
 
 def _how_to_read(study: Study) -> list[str]:
-    return ["## How to read it", "", *(f"- {line}" for line in how_to_read(study))]
+    return ["## How to read it", "", *(f"- {escaped(line)}" for line in how_to_read(study))]
 
 
 def how_to_read(study: Study) -> list[str]:
     """What the numbers are not, as sentences in plain text."""
-    seeds = max((len(point.finished) for point in study.points), default=0)
     lines = [
-        f"AP is that of best.pt, which is the best of {_validations(study)} on this very list of images: it reads "
-        "high. For a number to publish, score on images that played no part (mnet-det eval).",
+        f"{_chosen(study)} For a number to publish, score on images that played no part (mnet-det eval).",
         "Scores of best F1 are chosen on the validation images as well.",
         "Multiply-adds and parameters are counted, not measured; the file is the exported float32 model.",
     ]
@@ -374,34 +384,55 @@ def how_to_read(study: Study) -> list[str]:
             "The points do not begin from the same weights (column start), so a difference in AP is not one of width "
             "or resolution alone."
         )
-    if study.latency is not None:
+    if study.latency is None:
+        lines.append("No latency was measured yet, so there are no milliseconds and no advice for a budget.")
+    else:
         lines.append(
             f"Latency was measured in turns, all points in one sitting, one image at a time, on {study.latency.cpu}: "
             "preprocessing, network and postprocessing. Another machine has other times, and may have another order."
         )
-    else:
-        lines.append("No latency was measured yet, so there are no milliseconds and no advice for a budget.")
-    if seeds < 2:
-        lines.append(
-            "With one seed a point, small differences may be chance: a second seed would show how large that is."
-        )
-    else:
-        lines.append(
-            "± is the sample standard deviation over the seeds of a point: what changes with the seed alone, on the "
-            "same images. It says nothing about other images."
-        )
-    return lines
+        lines += _about_runtimes(study, study.latency)
+    return [*lines, *_about_seeds(study)]
 
 
-def _validations(study: Study) -> str:
-    """How often each run was scored while it trained."""
+def _chosen(study: Study) -> str:
+    """Which weights AP is of: best.pt, the best of as many as were scored while training."""
     counts = {
         sum("AP" in row for row in run.history)
         for point in study.points
         for run in point.runs
         if run.state == "finished" and run.history
     }
-    return f"{counts.pop()} validations" if len(counts) == 1 else "all validations"
+    if counts == {1}:
+        return "AP is that of best.pt, which was scored once while it trained, on this very list of images."
+    times = f"{counts.pop()} validations" if len(counts) == 1 and counts != {0} else "all validations"
+    return f"AP is that of best.pt, which is the best of {times} on this very list of images: it reads high."
+
+
+def _about_runtimes(study: Study, latency: Latency) -> list[str]:
+    """That scores and times are not of one engine, where they are not."""
+    scored = {each.scores.runtime for point in study.points for each in point.finished if each.scores.runtime}
+    timed = {row.runtime for row in latency.rows}
+    if not scored or scored == timed:
+        return []
+    return [f"AP was scored with {', '.join(sorted(scored))}, time was taken with {', '.join(sorted(timed))}."]
+
+
+def _about_seeds(study: Study) -> list[str]:
+    """What a mean over seeds tells of chance."""
+    seeds = {len(point.finished) for point in study.points if point.finished}
+    if max(seeds, default=0) < 2:
+        return ["With one seed a point, small differences may be chance: a second seed would show how large that is."]
+    lines = [
+        "± is the sample standard deviation over the seeds of a point: what changes with the seed alone, on the same "
+        "images. It says nothing about other images."
+    ]
+    if len(seeds) > 1:
+        lines.append(
+            f"Points have {min(seeds)} to {max(seeds)} finished seeds: a mean of fewer is less certain, and of one "
+            "seed nobody knows how chance has moved it."
+        )
+    return lines
 
 
 def _paper(study: Study, figures: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from mnet_det.report.page import fill_page
 from mnet_det.report.plots import write_figure
 from mnet_det.report.study import Study, read_study
 from mnet_det.report.summary import page_json, study_json
+
+FIGURES = frozenset(
+    (*(f"ap_{key}" for key in DRAWN), "sizes", "classes", "precision_recall", "confusion", "training", "kept")
+)
+"""All that a report may have."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,9 @@ def write_report(folder: Path, *, fps: float | None = None, ms: float | None = N
     write_json(folder / "report.json", study_json(study, budget=budget))
     write_text(folder / "report.md", write_markdown(study, figures=names, budget=budget))
     write_page(study, folder / "report.html", fps=None if limit is None else 1000 / limit)
+    for name in FIGURES.difference(figures):  # of an earlier report: this one has no numbers for it
+        with suppress(OSError):
+            (folder / f"{name}.png").unlink(missing_ok=True)
     advice = None if limit is None else advise(study, limit)
     words = () if advice is None else tuple(sentences(advice, budget=budget_words(advice.budget_ms, fps=fps)))
     files = ("report.md", "report.html", "report.json", *names.values())

@@ -67,8 +67,11 @@ def study_json(study: Study, *, budget: tuple[float, float | None] | None = None
 
 
 def page_json(study: Study) -> dict[str, Any]:
-    """What the page draws: `study_json` rounded, with the curves and confusion matrix of each point's first seed."""
-    content = _rounded(study_json(study))
+    """What the page draws: `study_json` rounded, with the curves and confusion matrix of each point's first seed.
+
+    The settings in common are left out: each run's configuration is there as it was written.
+    """
+    content = _rounded({name: value for name, value in study_json(study).items() if name != "base"})
     for point, drawn in zip(study.points, content["points"], strict=True):
         drawn["detail"] = None if point.first is None else _detail_json(point)
         for run, drawn_run in zip(point.runs, drawn["runs"], strict=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnet_det.errors import ConfigError
-from mnet_det.report.advice import advise, budget_ms, budget_words, sentences, within_spread
+from mnet_det.report.advice import advise, budget_ms, budget_words, sentences, threads_words, within_spread
 from mnet_det.report.study import LatencyRow, Measured, Spread, Stage, Study, read_study
 
 
@@ -43,9 +43,9 @@ def test_the_best_point_within_the_budget_is_named_and_the_next_better_one(study
     study = measured(study, ((0.51, 0.51), 40, 41), ((0.40, 0.40), 20, 21), ((0.30, 0.30), 10, 11))
     text = said(study, 25)
     assert "For 25 ms a frame (40.0 fps), the best measured point is alpha 0.75, rho 1: AP 0.400 ± 0.000" in text
-    assert "20.0 ms a frame at the median, 50 fps" in text
+    assert "20.0 ms a frame at the median, 50.0 fps" in text
     assert "on Example CPU @ 2.00GHz" in text
-    assert "alpha 1, rho 1: +0.110 AP, 20.0 ms more a frame, 25 fps: over the budget." in text
+    assert "alpha 1, rho 1: +0.110 AP, 20.0 ms more a frame, 25.0 fps: over the budget." in text
     assert "faster points" not in text  # 0.1 of AP is more than the seeds' spread of nothing
 
 
@@ -55,7 +55,7 @@ def test_a_budget_that_is_met_exactly_is_met(study: Study) -> None:
     assert best is not None
     assert best.point.network.alpha == 1
     assert advise(study, 40).better is None
-    assert "No measured point has a higher AP." in said(study, 40)
+    assert "No point that was scored and timed has a higher AP." in said(study, 40)
 
 
 def test_of_equal_points_the_faster_is_taken(study: Study) -> None:
@@ -88,8 +88,31 @@ def test_differences_within_the_spread_of_seeds_are_said(study: Study) -> None:
 def test_with_one_seed_nobody_knows(study: Study) -> None:
     study = measured(study, ((0.5,), 40, 41), ((0.4,), 20, 21))
     assert "AP 0.500 (one seed)" in said(study, 50)
-    assert "with one seed, nobody knows" in said(study, 50)
-    assert "with one seed, the gain may be the chance of a seed" in said(study, 30)
+    assert "with one seed of either, nobody knows" in said(study, 50)
+    assert "with one seed of either, the gain may be the chance of a seed" in said(study, 30)
+
+
+def test_a_rate_just_missed_does_not_read_as_met(study: Study) -> None:
+    study = measured(study, ((0.5, 0.5), 40, 41), ((0.4, 0.4), 16.75, 17))  # 1000 / 16.75 = 59.7
+    assert "59.7 fps" in said(study, 1000 / 60)
+
+
+def test_points_without_a_time_are_said_to_be_left_out(study: Study) -> None:
+    study = measured(study, ((0.6, 0.6), 40, 41), ((0.5, 0.5), 20, 21), ((0.4, 0.4), 10, 11))
+    assert "not weighed" not in said(study, 25)
+    widest, *others = study.points
+    untimed = replace(study, points=(replace(widest, latency=None), *others))
+    text = said(untimed, 25)
+    assert "No point that was scored and timed has a higher AP." in text
+    assert "1 of the 3 points are not weighed" in text
+    assert "Of them, alpha 1, rho 1 has AP 0.600 ± 0.000 (2 seeds); its time is not known." in text
+    assert "alpha 1, rho 1 has AP" in said(untimed, 5)  # out of reach of all that were timed
+
+
+def test_threads_are_counted_in_words(study: Study) -> None:
+    row = study.points[0].latency
+    assert row is not None
+    assert [threads_words(replace(row, threads=count)) for count in (1, 2)] == ["1 thread", "2 threads"]
 
 
 def test_nothing_timed_is_no_advice(make_sweep: Callable[..., Path]) -> None:

@@ -155,6 +155,25 @@ def test_the_page_advises_as_the_report_does(
 
 
 @needs_browser
+def test_what_was_not_timed_is_neither_within_the_budget_nor_over_it(
+    show: Callable[[Path], Any], make_sweep: Callable[..., Path]
+) -> None:
+    folder = make_sweep()
+    latency = json.loads((folder / "latency.json").read_text())
+    (folder / "latency.json").write_text(json.dumps(latency | {"rows": latency["rows"][1:]}))  # the widest is missing
+    tab = show(folder)
+    tab("$('x').value = 'mult_adds'; $('fps').value = 36; showAdvice()")
+    assert tab("[...document.querySelectorAll('#point-table tbody tr')].map((row) => row.matches('.over'))") == [
+        False,
+        True,  # 2.1 + 8 + 1.4 ms and 25 ms for each of 0.66 G multiply-adds: 28 ms, 35.7 fps
+        False,
+        False,
+    ]
+    assert not tab("document.querySelector(\"#plot-figure .point[data-point='0']\").matches('.over')")
+    assert "alpha 1, rho 1 has AP" in tab("$('sentences').textContent")
+
+
+@needs_browser
 def test_axes_can_be_chosen(show: Callable[[Path], Any], make_sweep: Callable[..., Path]) -> None:
     tab = show(make_sweep(rhos=(1.0, 0.64)))
     for key in ("mult_adds", "params", "network_ms", "total_ms", "file_bytes"):

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from mnet_det.errors import ConfigError
-from mnet_det.report.class_figures import shown_confusion
-from mnet_det.report.markdown import escaped
+from mnet_det.report.class_figures import draw_confusion, shown_confusion
+from mnet_det.report.cost_figures import COSTS, draw_cost, front
+from mnet_det.report.figure_style import COLOURS, contrast, ink
+from mnet_det.report.markdown import escaped, how_to_read
 from mnet_det.report.study import Confusion, read_study
-from mnet_det.report.study_report import draw, write_report
+from mnet_det.report.study_report import FIGURES, draw, write_report
 from mnet_det.report.summary import BUDGET, advice_steps, page_json
 
 
@@ -36,6 +38,7 @@ def test_a_sweep_is_reported_whole(make_sweep: Callable[..., Path]) -> None:
         *("report.md", "report.html", "report.json", "ap_mult_adds.png", "ap_params.png", "ap_total_ms.png"),
         *("sizes.png", "classes.png", "precision_recall.png", "confusion.png", "training.png", "kept.png"),
     }
+    assert {path.stem for path in report.files if path.suffix == ".png"} == FIGURES
     assert all(path.stat().st_size > 1000 for path in report.files)
     text = (folder / "report.md").read_text()
     assert set(re.findall(r"\]\((.*?\.png)\)", text)) == {name for name in names if name.endswith(".png")}
@@ -51,12 +54,23 @@ def test_a_sweep_is_reported_whole(make_sweep: Callable[..., Path]) -> None:
     assert content["points"][0]["scores"]["AP"]["seeds"] == 2
 
 
+def test_figures_of_an_earlier_report_do_not_stay(make_run: Callable[..., Path]) -> None:
+    folder = make_run()
+    for name in ("kept.png", "holiday.png", "train_batch.jpg"):
+        (folder / name).write_bytes(b"old")
+    write_report(folder)
+    assert not (folder / "kept.png").exists()  # one run keeps nothing of another
+    assert (folder / "holiday.png").exists()
+    assert (folder / "train_batch.jpg").exists()
+
+
 def test_one_run_is_reported_without_a_front(make_run: Callable[..., Path]) -> None:
     report = write_report(make_run())
     names = {path.name for path in report.files}
     assert not {"ap_mult_adds.png", "kept.png"} & names
     assert {"confusion.png", "training.png"} <= names
     assert (report.advice, report.sentences) == (None, ())
+    assert "- 1 point, 1 run, 1 finished; seeds: 0" in (report.files[0]).read_text(encoding="utf-8")
 
 
 def test_a_sweep_that_has_only_begun_is_reported(make_sweep: Callable[..., Path]) -> None:
@@ -130,3 +144,53 @@ def test_of_many_classes_the_most_confused_are_shown_and_nothing_is_lost() -> No
     assert shown.labels == ["a", "c", "other", "background"]
     assert shown.matrix == [[9, 5, 0, 0], [0, 7, 1, 0], [0, 0, 8, 0], [0, 0, 0, 0]]
     assert shown.summed == 1
+
+
+def test_a_class_named_other_is_not_the_sum_of_others(make_run: Callable[..., Path]) -> None:
+    names = ["other", *(f"class {index}" for index in range(24))]
+    measured = read_study(make_run(classes=names)).points[0].first
+    assert measured is not None
+    figure = draw_confusion(measured)
+    assert figure is not None
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[-2:] == ["other (5)", "background"]  # 25 classes, 20 of them shown
+    assert "other" in labels[:-2]
+
+
+def test_how_to_read_says_what_differs_between_points(make_sweep: Callable[..., Path]) -> None:
+    text = " ".join(how_to_read(read_study(make_sweep(alphas=(1.0, 0.5), seeds=(0, 1), failed=((0.5, 1.0, 1),)))))
+    assert "best of 8 validations" in text  # of 16 epochs every second
+    assert "Points have 1 to 2 finished seeds" in text
+    assert "do not begin from the same weights" in text
+
+
+def test_a_single_validation_was_no_choice(make_run: Callable[..., Path]) -> None:
+    folder = make_run(epochs=2)
+    measured = json.loads((folder / "measured.json").read_text())
+    measured["scores"]["runtime"] = "torch"
+    (folder / "measured.json").write_text(json.dumps(measured))
+    text = " ".join(how_to_read(read_study(folder)))
+    assert "scored once while it trained" in text
+    assert "AP was scored with torch, time was taken with openvino." in text
+
+
+def test_letters_in_the_colours_of_points_are_legible_on_white() -> None:
+    assert contrast("white", "black") == pytest.approx(21)
+    assert all(contrast(ink(colour), "white") >= 4.5 for colour in COLOURS)
+    assert ink("#0072b2") == "#0072b2"
+
+
+def test_of_many_points_those_on_the_front_have_labels_and_the_legend_names_the_looks(
+    make_sweep: Callable[..., Path],
+) -> None:
+    study = read_study(make_sweep(rhos=(1.0, 0.86, 0.71, 0.57)))
+    (cost,) = (cost for cost in COSTS if cost.key == "mult_adds")
+    figure = draw_cost(study, cost)
+    assert figure is not None
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert {point.label for point in front(study, cost)} <= texts
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named[1:] == [
+        *(f"colour: α {alpha}" for alpha in ("1", "0.75", "0.5", "0.25")),
+        *(f"mark: ρ {rho}" for rho in ("1", "0.86", "0.71", "0.57")),
+    ]
