@@ -41,8 +41,8 @@ class ModelMetadata(BaseModel):
         category_ids: the data's own ids, in the order of `class_names`.
         input_hw: height and width of the network's input, pixels.
         score, nms, pre_nms, max_detections: the thresholds it was scored with, as in `EvalConfig`.
-        class_scores: K least probabilities to show its detections with, 0…1: those of the best F1 that was measured;
-            None if nobody did.
+        class_scores: K least probabilities to show its detections with, 0…1: those of the best F1 that was measured,
+            of an int8 model those of the float32 one that it was made from; None if nobody did.
         quantization: of an int8 model.
     """
 
