@@ -136,8 +136,12 @@ def _models_of_sweep(folder: Path, say: Callable[[str], None]) -> list[str]:
     """The best checkpoint of each network of a sweep: of its first run in the plan that is finished."""
     plan = _read_json(folder / PLAN)
     try:
-        runs = [(json.dumps(run["point"], sort_keys=True), folder / run["name"], run["key"]) for run in plan["runs"]]
-    except (KeyError, TypeError):
+        runs = [
+            (json.dumps(run["point"], sort_keys=True), folder / run["name"], run["key"])
+            for run in plan["runs"]
+            if not run.get("fault")  # which nobody can build, so that nobody waits for it
+        ]
+    except (AttributeError, KeyError, TypeError):
         runs = None
     if runs is None:
         raise CheckpointError(

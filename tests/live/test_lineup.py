@@ -162,6 +162,19 @@ def test_sweep_that_is_not_done_says_how_far_it_is(sweep):
     assert said == [f"{sweep.folder}: {count} of this sweep's 3 networks are finished" for count in (1, 2)]
 
 
+def test_network_that_cannot_be_built_is_not_waited_for(sweep):
+    said = []
+    sweep.plan(
+        {
+            "format": 1,
+            "runs": [run | {"fault": "too small" if run["point"]["alpha"] < 1 else None} for run in sweep.runs],
+        }
+    )
+    sweep.finish(1.0, 0)
+    assert len(load_lineup([str(sweep.folder)], load_of_sweep, say=said.append)) == 1
+    assert said == []
+
+
 @pytest.mark.parametrize("content", [[], {}, {"runs": 3}, {"runs": [{"name": "a"}]}, {"runs": ["a"]}, "plan"], ids=repr)
 def test_damaged_plan_is_explained(sweep, content):
     sweep.finish(0.5, 0)
