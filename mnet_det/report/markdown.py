@@ -157,8 +157,8 @@ def _points(study: Study) -> list[str]:
             if several
             else ", of one seed a point"
         )
-        + ". Front: where no other point has at least this AP at no more multiply-adds (M), parameters (P) or total "
-        "milliseconds (ms). Milliseconds are medians / 95th percentiles.",
+        + ". Front: where no other measured point has a higher AP at no more multiply-adds (M), parameters (P) or "
+        "total milliseconds (ms), or the same AP for less. Milliseconds are medians / 95th percentiles.",
     ]
 
 
@@ -388,7 +388,7 @@ def how_to_read(study: Study) -> list[str]:
         lines.append("No latency was measured yet, so there are no milliseconds and no advice for a budget.")
     else:
         lines.append(
-            f"Latency was measured in turns, all points in one sitting, one image at a time, on {study.latency.cpu}: "
+            f"Latency was measured in turns, in one sitting, one image at a time, on {study.latency.cpu}: "
             "preprocessing, network and postprocessing. Another machine has other times, and may have another order."
         )
         lines += _about_runtimes(study, study.latency)

@@ -217,9 +217,9 @@ def _history_json(run: Run) -> dict[str, list[Any]]:
 
 
 def _rounded(content: Any) -> Any:
-    """Numbers to four digits after the point, one where they are large."""
+    """Numbers to six digits after the point, so that what differs stays different; one where they are large."""
     if isinstance(content, float):
-        return round(content, 4) if abs(content) < 1000 else round(content, 1)
+        return round(content, 6) if abs(content) < 1000 else round(content, 1)
     if isinstance(content, Mapping):
         return {name: _rounded(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

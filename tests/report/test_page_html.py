@@ -139,6 +139,16 @@ def test_points_open_from_plot_and_table(show: Callable[[Path], Any], make_sweep
 
 
 @needs_browser
+def test_the_plot_rings_the_front_of_the_report(show: Callable[[Path], Any], make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(rhos=(1.0, 0.5))
+    tab = show(folder)
+    for key in ("mult_adds", "params", "total_ms"):
+        tab(f"$('x').value = '{key}'; drawPlot()")
+        ringed = tab("document.querySelectorAll('#plot-figure circle.front').length")
+        assert 0 < ringed == tab(f"data.fronts.{key}.length") < 8
+
+
+@needs_browser
 @pytest.mark.parametrize("fps", [25, 35, 37, 200])
 def test_the_page_advises_as_the_report_does(
     fps: int, show: Callable[[Path], Any], make_sweep: Callable[..., Path]
@@ -209,7 +219,7 @@ def test_no_request_no_complaint_and_nothing_sticks_out(
     unfinished = {"open": ((1.0, 1.0, 0),), "failed": ((0.5, 1.0, 0),), "latency": False, "title": "x" * 300}
     for folder in (make_sweep(classes=(*hostile, long), seeds=(0, 1)), make_run(), make_sweep(**unfinished)):
         tab = show(folder)
-        for width, height in ((1280, 900), (390, 844)):
+        for width, height in ((1280, 900), (768, 1024), (390, 844)):
             tab.call(
                 "Emulation.setDeviceMetricsOverride",
                 width=width,
@@ -220,6 +230,8 @@ def test_no_request_no_complaint_and_nothing_sticks_out(
             tab("open(0); drawPlot()")
             assert tab("document.documentElement.scrollWidth <= innerWidth")
             assert tab("innerWidth") == width
+            scales = tab("[...document.querySelectorAll('#plot-figure svg')].map((svg) => svg.getScreenCTM().a)")
+            assert all(scale >= 0.99 for scale in scales)  # letters are not shrunk with the plot
         asked = [event for event in browser.events if event["method"] == "Network.requestWillBeSent"]
         urls = {event["params"]["request"]["url"] for event in asked}
         assert {url for url in urls if not url.startswith("data:")} == {(folder / "report.html").as_uri()}
