@@ -26,7 +26,7 @@ from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 from mnet_det.interrupt import Stopped, stop_signals  # noqa: E402
 
 if TYPE_CHECKING:
-    from mnet_det.config import Config
+    from mnet_det.config import Config, DataConfig
     from mnet_det.data.convert import Converted
     from mnet_det.data.faults import Fault
     from mnet_det.engine.bench import Frames
@@ -225,7 +225,6 @@ def sweep(
         from mnet_det.engine.estimate import estimate
         from mnet_det.engine.plan import Axes, plan_sweep, write_plan
         from mnet_det.engine.sweep import finished_runs, run_sweep
-        from mnet_det.interrupt import StopWish
         from mnet_det.report.tables import print_plan
 
     path, overrides = _split(words)
@@ -249,14 +248,15 @@ def sweep(
     dropped = write_plan(folder, plan, command=["mnet-det", *sys.argv[1:]])
     if dropped:
         _say(f"{folder}: holds {len(dropped)} runs of other settings or data; they stay, and are not in the report")
-    with StopWish().listening() as wish, wish.deferred():
-        outcome = run_sweep(folder, plan.runs, jobs=jobs, gpus=gpus, say=_say, stopped=lambda: wish.number is not None)
-    if wish.number is not None:
+    came: list[int] = []
+    with stop_signals(came.append):  # however many: a second Ctrl-C must not leave jobs at work without a parent
+        outcome = run_sweep(folder, plan.runs, jobs=jobs, gpus=gpus, say=_say, stopped=lambda: bool(came))
+    if came:
         _say("stopped; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(128 + wish.number)
+        raise typer.Exit(128 + came[0])
     measured = finished_runs(folder)
     if measured:
-        _report(folder, measured, fps=fps)
+        _report(folder, measured, fps=fps, data_config=plan.base.data)
     if outcome.failed:
         reasons = "; ".join(f"{run}: {reason}" for run, reason in outcome.failed.items())
         raise MnetDetError(
@@ -302,9 +302,12 @@ def sweep_run(folder: Path, threads: Threads = None) -> None:
     Example: mnet-det sweep-run runs/toy-sweep/ssd-mobilenet_v1-alpha0.5-rho1-seed0-1f3a9c
     """
     from mnet_det.engine.claim import BUSY_STATUS, TakenError, claim
+    from mnet_det.interrupt import StopWish
 
+    if not (folder / "planned.json").is_file():
+        raise DataError(f"{folder}: not the folder of a sweep's run; `mnet-det sweep` makes it")
     try:
-        with claim(folder):
+        with StopWish().listening(), claim(folder):
             from mnet_det.engine.sweep import make_run
 
             make_run(folder, threads=threads, console=_console(lasting=True))
@@ -1218,15 +1221,19 @@ def _report(
     fps: float | None = None,
     ms: float | None = None,
     threads: int | None = None,
+    data_config: DataConfig | None = None,
 ) -> None:
     """Measure the speed of runs in turns where that was not done yet, write the report, and print its best part."""
     from mnet_det.engine.measure import measure_latency
+    from mnet_det.engine.sweep import is_being_trained
     from mnet_det.report.study_report import write_report
     from mnet_det.report.tables import print_study
 
     try:
-        if runs:
-            measure_latency(folder, runs, threads=threads, say=_say)
+        if (folder / "sweep.json").exists() and is_being_trained(folder):
+            _say("speed not measured while runs of this sweep are trained, which would slow it; report again later")
+        elif runs:
+            measure_latency(folder, runs, threads=threads, data_config=data_config, say=_say)
     except MnetDetError as error:  # the data stayed on another machine, say: what is known is reported all the same
         _say(f"speed not measured: {error}", file=sys.stderr)
     report = write_report(folder, fps=fps, ms=ms)

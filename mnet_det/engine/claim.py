@@ -1,4 +1,4 @@
-"""A run's folder in the hands of one process: no two train the same run, and no dead one keeps it locked."""
+"""Folders and files in the hands of one process: no two train the same run, and no dead one keeps it locked."""
 
 from __future__ import annotations
 
@@ -35,6 +35,25 @@ def claim(folder: Path) -> Iterator[None]:
         raise TakenError(folder) from None
     except OSError as error:
         raise MnetDetError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def turn(lock_file: Path) -> Iterator[None]:
+    """Wait until no other process holds this file, and hold it meanwhile.
+
+    Raises:
+        MnetDetError: its folder cannot be written.
+    """
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise MnetDetError(f"{lock_file.parent}: cannot be written ({error.strerror or error})") from None
     try:
         yield
     finally:

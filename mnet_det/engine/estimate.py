@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 
 from mnet_det.engine.device import autocast, pick_device
+from mnet_det.engine.measure import read_trained
 from mnet_det.engine.plan import Plan, PlannedRun, Point
 from mnet_det.engine.sweep import is_finished, threads_of_a_job
 from mnet_det.models import build_detector
 from mnet_det.structures import Target
 
 TIMED_IMAGES = 4
-"""That go through a network at a time; more take as much longer."""
+"""That go through a network at a time on a CPU; more take as much longer. A GPU gets as many as in training."""
 TIMED_STEPS = 2
 SCORING = 0.5
 """An image that is scored, and whose loss is taken, against one that is learned from: forward twice, backward never."""
@@ -25,7 +26,9 @@ OBJECTS = 10
 
 
 def estimate(plan: Plan, folder: Path, *, jobs: int, console: Console) -> dict[str, float | None]:
-    """Minutes that are left of each run, by its name: 0 where it is finished, None where it cannot be built.
+    """Minutes that are left of each run, by its name: 0 where it is finished, None where it cannot be built or timed.
+
+    Of a run that was interrupted, the epochs that are behind are not counted.
 
     A few steps of each network are timed, with as many threads as a job has, on images of noise. Left out are reading
     and augmenting images, which other processes do meanwhile, and measuring. torch computes with as many threads from
@@ -42,22 +45,33 @@ def estimate(plan: Plan, folder: Path, *, jobs: int, console: Console) -> dict[s
     """
     torch.set_num_threads(threads_of_a_job(jobs))
     unfinished = [run for run in plan.runs if run.fault is None and not is_finished(folder, run)]
-    seconds: dict[Point, float] = {}
+    seconds: dict[Point, float | None] = {}
     for run in unfinished:
         if run.point not in seconds:
             console.print(f"timing {run.point}", highlight=False)
-            seconds[run.point] = seconds_per_image(run, classes=len(plan.class_names))
+            try:
+                seconds[run.point] = seconds_per_image(run, classes=len(plan.class_names))
+            except (
+                RuntimeError,
+                MemoryError,
+            ) as error:  # memory that does not hold it; the others are timed all the same
+                reason = str(error).splitlines()[0] if str(error) else "out of memory"
+                console.print(f"{run.point}: cannot be timed, {reason}", highlight=False, markup=False, soft_wrap=True)
+                seconds[run.point] = None
     minutes: dict[str, float | None] = {run.name: None if run.fault else 0.0 for run in plan.runs}
     for run in unfinished:
-        minutes[run.name] = seconds[run.point] * images_to_see(run, plan) / 60
+        each = seconds[run.point]
+        behind = read_trained(folder / run.name).epochs
+        minutes[run.name] = None if each is None else each * images_to_see(run, plan, behind=behind) / 60
     return minutes
 
 
-def images_to_see(run: PlannedRun, plan: Plan) -> float:
-    """How many images a run learns from, those that it is scored on counted at their share."""
+def images_to_see(run: PlannedRun, plan: Plan, *, behind: int = 0) -> float:
+    """How many images a run learns from, those that it is scored on counted at their share; `behind`: whole epochs."""
     settings = run.config.train
-    validations = math.ceil(settings.epochs / settings.eval_every)
-    return settings.epochs * plan.training_images + SCORING * validations * plan.validation_images
+    epochs = max(0, settings.epochs - behind)
+    validations = math.ceil(settings.epochs / settings.eval_every) - behind // settings.eval_every if epochs else 0
+    return epochs * plan.training_images + SCORING * validations * plan.validation_images
 
 
 def seconds_per_image(run: PlannedRun, *, classes: int) -> float:
@@ -71,8 +85,9 @@ def seconds_per_image(run: PlannedRun, *, classes: int) -> float:
     generator = torch.Generator().manual_seed(0)
     detector = build_detector(config.model, num_classes=classes).to(device).train()
     height, width = config.model.input_hw
-    images = torch.randint(256, (TIMED_IMAGES, 3, height, width), generator=generator, dtype=torch.uint8).to(device)
-    targets = [_target(height, width, classes, generator, device) for _ in range(TIMED_IMAGES)]
+    at_once = TIMED_IMAGES if device.type == "cpu" else max(1, config.train.batch_size // config.train.accumulate)
+    images = torch.randint(256, (at_once, 3, height, width), generator=generator, dtype=torch.uint8).to(device)
+    targets = [_target(height, width, classes, generator, device) for _ in range(at_once)]
 
     def step() -> None:
         with autocast(config.train, device):
@@ -85,7 +100,7 @@ def seconds_per_image(run: PlannedRun, *, classes: int) -> float:
     started = time.perf_counter()
     for _ in range(TIMED_STEPS):
         step()
-    return (time.perf_counter() - started) / (TIMED_STEPS * TIMED_IMAGES)
+    return (time.perf_counter() - started) / (TIMED_STEPS * at_once)
 
 
 def _target(height: int, width: int, classes: int, generator: torch.Generator, device: torch.device) -> Target:

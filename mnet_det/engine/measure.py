@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mnet_det import __version__
-from mnet_det.config import Config
+from mnet_det.config import DataConfig
 from mnet_det.data import open_data
 from mnet_det.engine.analysis import analyse_model
 from mnet_det.engine.bench import LIVE_SCORE, MOST_IMAGES
 from mnet_det.engine.checkpoint import open_detector, store_class_scores
+from mnet_det.engine.claim import turn
 from mnet_det.engine.plan import MEASURED_FILE, Point
 from mnet_det.engine.torch_backend import load_torch_predictor
 from mnet_det.errors import CheckpointError, DataError, ImageError
@@ -47,7 +48,12 @@ class Trained:
 
 
 def measure_run(
-    folder: Path, *, key: str | None = None, minutes: float | None = None, threads: int | None = None
+    folder: Path,
+    *,
+    key: str | None = None,
+    minutes: float | None = None,
+    threads: int | None = None,
+    data_config: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Score a run's `best.pt` on its own validation images, and write what came out into its folder.
 
@@ -58,6 +64,7 @@ def measure_run(
         key: of a sweep's run.
         minutes: that its training took, where somebody took them.
         threads: how many to compute with; physical cores unless given.
+        data_config: where its data are now; unless given, where they were when it was trained.
 
     Returns:
         The content of `measured.json`.
@@ -69,14 +76,17 @@ def measure_run(
     """
     model = folder / "best.pt"
     if not model.is_file():
+        if not (folder / "last.pt").is_file():
+            raise CheckpointError(f"{folder}: neither a sweep nor a run: no sweep.json, best.pt or last.pt in it")
         raise CheckpointError(f"{folder}: no best.pt in it, so it was never scored; train it on with --resume auto")
     checkpoint = open_detector(model)
     config = checkpoint.config
-    data = open_data(config.data, "train")
-    val_data = open_data(config.data, "val", joined_to=data)
+    where = data_config or config.data
+    data = open_data(where, "train")
+    val_data = open_data(where, "val", joined_to=data)
     # In torch, which is here already: the export, which is compared with it, is made once, when the thresholds are in.
     predictor = load_torch_predictor(model, threads=threads)
-    scores, analysis, results = analyse_model(predictor, val_data, config.data.annotations("val"))
+    scores, analysis, results = analyse_model(predictor, val_data, where.annotations("val"))
     store_class_scores(model, {name: None if best is None else best.score for name, best in analysis.best_f1.items()})
     cost = count_cost(
         lambda: build_detector(config.model, num_classes=len(checkpoint.class_names)), input_hw=config.model.input_hw
@@ -138,16 +148,23 @@ def read_trained(folder: Path) -> Trained:
 
 
 def measure_latency(
-    folder: Path, runs: Sequence[Path], *, threads: int | None = None, say: Callable[[str], None] = lambda line: None
+    folder: Path,
+    runs: Sequence[Path],
+    *,
+    threads: int | None = None,
+    data_config: DataConfig | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure runs in turns, in the quicker engine of each, one validation image at a time, and write `latency.json`.
 
-    What is there already is kept if it is of the same weights, on this machine, with as many threads.
+    What is there already is kept if it is of the same weights, on this machine, with as many threads. Of several
+    processes that ask at the same time one measures, and the others take what it wrote.
 
     Args:
         folder: where the file lies.
         runs: folders whose `best.pt` is measured.
         threads: how many to compute with; physical cores unless given.
+        data_config: where the images are now; unless given, where they were when the first run was trained.
         say: told that it takes a while.
 
     Returns:
@@ -158,14 +175,26 @@ def measure_latency(
         DataError: the validation images are not there any more.
         MnetDetError: the file cannot be written.
     """
+    with turn(folder / ".latency.lock"):
+        return _measure_latency(folder, runs, threads=threads, data_config=data_config, say=say)
+
+
+def _measure_latency(
+    folder: Path,
+    runs: Sequence[Path],
+    *,
+    threads: int | None,
+    data_config: DataConfig | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     weights = {run.resolve().name: sha256_of(run / "best.pt") for run in runs}
     here = machine()
     known = _read_latency(folder / LATENCY_FILE)
     if known is not None and known["machine"] == here and known["weights"] == weights and known["asked"] == threads:
         return known
     say(f"measuring the speed of {len(runs)} models in turns")
-    config = open_detector(runs[0] / "best.pt").config
-    images = validation_images(config)
+    where = data_config or open_detector(runs[0] / "best.pt").config.data
+    images = validation_images(where)
     predictors = [
         (run.resolve().name, load_predictor(run / "best.pt", threads=threads, score=LIVE_SCORE)) for run in runs
     ]
@@ -176,7 +205,7 @@ def measure_latency(
     content = {
         "format": FORMAT,
         "machine": here,
-        "images": f"{len(images)} images of {config.data.images('val')}",
+        "images": f"{len(images)} images of {where.images('val')}",
         "frame_hw": None,
         "score": LIVE_SCORE,
         "asked": threads,
@@ -188,13 +217,13 @@ def measure_latency(
     return content
 
 
-def validation_images(config: Config) -> list[Image]:
+def validation_images(config: DataConfig) -> list[Image]:
     """The first validation images that can be read, RGB uint8.
 
     Raises:
         DataError: there is none.
     """
-    data = open_data(config.data, "val", joined_to=open_data(config.data, "train"))
+    data = open_data(config, "val", joined_to=open_data(config, "train"))
     images: list[Image] = []
     for index in range(len(data)):
         if len(images) == MOST_IMAGES:

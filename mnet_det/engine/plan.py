@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from mnet_det.catalogue import imagenet_weights
 from mnet_det.config import Config, ModelConfig, Split, load_config
 from mnet_det.data import open_data
 from mnet_det.data.coco import CocoData
+from mnet_det.engine.claim import turn
 from mnet_det.engine.start import PRETRAINED
 from mnet_det.errors import ConfigError, DataError, MnetDetError
 from mnet_det.files import sha256_of, write_json
 from mnet_det.models import build_detector
-from mnet_det.models.cost import count_cost
+from mnet_det.models.cost import Cost, count_cost
 
 PLAN_FILE = "sweep.json"
 MEASURED_FILE = "measured.json"
@@ -181,18 +181,22 @@ def plan_sweep(path: Path, words: Sequence[str], axes: Axes) -> Plan:
         axes: what differs.
 
     Raises:
-        ConfigError: a setting that does not exist, one that is swept too, or no combination that can be built.
+        ConfigError: a setting that does not exist, one that is swept too, an axis without a value, or no combination
+            that can be built.
         DataError: the data cannot be used.
     """
+    _require_values(axes)
     _refuse_swept(words, axes)
     base = load_config(path, words)
     data = open_data(base.data, "train")
     val_data = open_data(base.data, "val", joined_to=data)
     prints: dict[Split, str] = {"train": fingerprint(data), "val": fingerprint(val_data)}
     given = any(word.startswith("model.init=") for word in words)
-    runs = []
+    runs: list[PlannedRun] = []
+    costs: dict[ModelConfig, Cost] = {}  # each network is built once, however many seeds it has
     for words_of_run in _combinations(axes):
-        runs.append(_planned(path, [*words, *words_of_run], base, given, prints, classes=len(data.class_names)))
+        all_words = [*words, *words_of_run]
+        runs.append(_planned(path, all_words, base, given, prints, classes=len(data.class_names), costs=costs))
     if all(run.fault for run in runs):
         raise ConfigError(f"none of these networks can be built; the first: {runs[0].fault}")
     _require_distinct(runs)
@@ -206,6 +210,15 @@ def plan_sweep(path: Path, words: Sequence[str], axes: Axes) -> Plan:
         training_images=len(data),
         validation_images=len(val_data),
     )
+
+
+def _require_values(axes: Axes) -> None:
+    for name, values in vars(axes).items():
+        if values is not None and not values:
+            raise ConfigError(f"{name}: no value is given; expected at least one, or leave them out")
+    for name, numbers in (("alphas", axes.alphas), ("rhos", axes.rhos)):
+        if not all(math.isfinite(number) for number in numbers or ()):
+            raise ConfigError(f"{name}: expected finite numbers above 0, got {', '.join(map(str, numbers or ()))}")
 
 
 def _refuse_swept(words: Sequence[str], axes: Axes) -> None:
@@ -240,20 +253,43 @@ def _combinations(axes: Axes) -> list[list[str]]:
 
 
 def _planned(
-    path: Path, words: Sequence[str], base: Config, given: bool, prints: Mapping[Split, str], *, classes: int
+    path: Path,
+    words: Sequence[str],
+    base: Config,
+    given: bool,
+    prints: Mapping[Split, str],
+    *,
+    classes: int,
+    costs: dict[ModelConfig, Cost],
 ) -> PlannedRun:
-    """One run; a network that cannot be built is no reason not to train the others."""
+    """One run; a network that cannot be built is no reason not to train the others.
+
+    `costs` are those of the networks that were counted already; that of this one comes to them.
+    """
     fault, mult_adds, params = None, None, None
     try:
         config = load_config(path, words)
         if not given:
             config = _with_init(config, starting_weights(config.model))
-        cost = count_cost(lambda: build_detector(config.model, num_classes=classes), input_hw=config.model.input_hw)
-        mult_adds, params = cost.mult_adds, cost.params
+        if config.model not in costs:
+            costs[config.model] = _cost(config.model, classes=classes)
+        mult_adds, params = costs[config.model].mult_adds, costs[config.model].params
     except MnetDetError as error:
         fault = str(error)
         config = _forced(base, words)
     return PlannedRun(config, _key(config, prints), mult_adds, params, fault)
+
+
+def _cost(model: ModelConfig, *, classes: int) -> Cost:
+    """What a network costs.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    try:
+        return count_cost(lambda: build_detector(model, num_classes=classes), input_hw=model.input_hw)
+    except (RuntimeError, MemoryError) as error:  # a width that no memory holds, say
+        raise ConfigError(f"{Point.of(model)}: {str(error).splitlines()[0] if str(error) else 'no memory'}") from None
 
 
 def _forced(base: Config, words: Sequence[str]) -> Config:
@@ -334,8 +370,7 @@ def write_plan(folder: Path, plan: Plan, *, command: Sequence[str]) -> list[str]
         DataError: what is there is no plan.
         MnetDetError: the file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".plan.lock"):  # two commands may extend one sweep at the same time
+    with turn(folder / ".plan.lock"):  # two commands may extend one sweep at the same time
         before = read_plan(folder) if (folder / PLAN_FILE).exists() else None
         content = plan.to_json() | {"command": shlex.join(command)}
         dropped = []

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mnet_det.config import parse_config
+from mnet_det.config import Config, parse_config
 from mnet_det.engine.claim import BUSY_STATUS, is_taken
 from mnet_det.engine.plan import MEASURED_FILE, PlannedRun, read_plan
-from mnet_det.errors import MnetDetError
+from mnet_det.errors import CheckpointError, DataError, MnetDetError
 from mnet_det.files import write_json
 from mnet_det.runtime.backends import physical_cores
 
@@ -33,6 +33,10 @@ LOOK_AGAIN_S = 2.0
 """Between looks at runs that another process has."""
 STOP_S = 120.0
 """How long runs have to save what they have when the sweep is stopped."""
+NEWS_S = 300.0
+"""Between lines that say how far the runs are."""
+STOP_SIGNAL = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM)
+"""Asks a job to end: Windows' SIGTERM would end it at once, and with it what it has not saved."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,16 @@ def finished_runs(folder: Path) -> list[Path]:
     return list(first.values())
 
 
+def is_being_trained(folder: Path) -> bool:
+    """Whether a process has one of the runs of a sweep in its hands.
+
+    Raises:
+        DataError: the plan cannot be read.
+        MnetDetError: a run's folder cannot be written.
+    """
+    return any(is_taken(folder / run["name"]) for run in read_plan(folder)["runs"])
+
+
 def run_sweep(
     folder: Path,
     runs: Sequence[PlannedRun],
@@ -87,7 +101,8 @@ def run_sweep(
     """Train and measure what is not finished yet, `jobs` runs at a time, until `stopped` says to stop.
 
     Several processes may do this in one folder: each run is taken by one of them, and the others wait for it at their
-    end, so that they can take over what a process that was killed has left.
+    end, so that they can take over what a process that was killed has left. What fails in one of them the others do
+    not try again.
 
     Args:
         folder: of the sweep, with its plan in it.
@@ -108,7 +123,8 @@ def run_sweep(
     waiting = [run for run in runs if run not in failed and not is_finished(folder, run)]
     free = list(range(jobs))
     running: list[_Job] = []
-    elsewhere = _Elsewhere(say)
+    elsewhere = _Elsewhere(say, {run.name: _noted_at(folder, run) for run in waiting})
+    news = _News(say)
     try:
         while (waiting or running) and not stopped():
             for job in [job for job in running if job.process.poll() is not None]:
@@ -123,36 +139,50 @@ def run_sweep(
                     _note_failure(folder, job.run, reason, log=LOG_FILE)
                 say(f"{job.run}: {reason or _outcome(folder, job.run)}; {len(waiting) + len(running)} to go")
             waiting = [run for run in waiting if not is_finished(folder, run)]  # another process may have done it
-            for run in elsewhere.without(waiting, folder)[: len(free)] if free else []:
+            for run in elsewhere.untaken(waiting, folder)[: len(free)] if free else []:
+                reason = elsewhere.failure(folder, run)
+                if reason is not None:
+                    waiting.remove(run)
+                    failed[run] = reason
+                    say(f"{run}: {reason}, in another process")
+                    continue
                 waiting.remove(run)
                 verb = "goes on" if (folder / run.name / "last.pt").exists() else "begins"
                 say(f"{run}: {verb}; its log is {folder / run.name / LOG_FILE}")
                 running.append(_start(folder, run, slot=free.pop(0), jobs=jobs, gpus=gpus, worker=worker))
+            news.tell(folder, running)
             time.sleep(POLL_S)
     finally:
-        _stop(running)
-    return Outcome(tuple(run for run in runs if is_finished(folder, run)), failed)
+        _stop(running, say)
+    finished = tuple(run for run in runs if is_finished(folder, run))
+    return Outcome(finished, {run: reason for run, reason in failed.items() if run not in finished})
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A run that is being made."""
+    """A run that is being made; `log_start` is the size in bytes that its log had before."""
 
     run: PlannedRun
     process: subprocess.Popen[bytes]
     slot: int
+    log_start: int
 
 
 @dataclass
 class _Elsewhere:
-    """Runs that other processes have: looked at now and then, and said once."""
+    """Runs that other processes have: looked at now and then, and said once.
+
+    Attributes:
+        noted_before: when failures were noted that are older than this sweep, by the run's name.
+    """
 
     say: Callable[[str], None]
+    noted_before: Mapping[str, int | None]
     said: set[str] = field(default_factory=set)
     looked_at: float = -LOOK_AGAIN_S
     taken: set[str] = field(default_factory=set)
 
-    def without(self, waiting: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
+    def untaken(self, waiting: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
         """Those of `waiting` that nobody has."""
         if time.monotonic() - self.looked_at >= LOOK_AGAIN_S or not self.taken:
             self.looked_at = time.monotonic()
@@ -162,6 +192,32 @@ class _Elsewhere:
                     self.said.add(run.name)
                     self.say(f"{run}: another process has it")
         return [run for run in waiting if run.name not in self.taken]
+
+    def failure(self, folder: Path, run: PlannedRun) -> str | None:
+        """Why another process could not finish a run while this one looked on; None if it did not try."""
+        if _noted_at(folder, run) in (None, self.noted_before[run.name]):
+            return None
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            return str(json.loads((folder / run.name / FAILED_FILE).read_text(encoding="utf-8"))["reason"])
+        return None
+
+
+@dataclass
+class _News:
+    """How far the runs are, said now and then."""
+
+    say: Callable[[str], None]
+    told_at: float = field(default_factory=time.monotonic)
+
+    def tell(self, folder: Path, running: Sequence[_Job]) -> None:
+        """The last line of each log."""
+        if time.monotonic() - self.told_at < NEWS_S:
+            return
+        self.told_at = time.monotonic()
+        for job in running:
+            lines = _said(folder, job)
+            if lines:
+                self.say(f"{job.run}: {lines[-1]}")
 
 
 def _start(folder: Path, run: PlannedRun, *, slot: int, jobs: int, gpus: int, worker: Sequence[str]) -> _Job:
@@ -174,19 +230,23 @@ def _start(folder: Path, run: PlannedRun, *, slot: int, jobs: int, gpus: int, wo
     (own / FAILED_FILE).unlink(missing_ok=True)
     threads = threads_of_a_job(jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    if gpus > 1 and jobs > 1:
+    if gpus > 1 and jobs > 1 and run.config.train.device in ("auto", "cuda"):  # cuda:1 is one that the user chose
         environment["CUDA_VISIBLE_DEVICES"] = _gpu(slot, gpus)
     with _opened(own / LOG_FILE) as log:
-        process = subprocess.Popen(
-            [*worker, str(own), "--threads", str(threads)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
-    return _Job(run, process, slot)
+        log_start = log.seek(0, os.SEEK_END)
+        try:
+            process = subprocess.Popen(
+                [*worker, str(own), "--threads", str(threads)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+        except OSError as error:
+            raise MnetDetError(f"{run}: its process cannot be started ({error.strerror or error})") from None
+    return _Job(run, process, slot, log_start)
 
 
 def threads_of_a_job(jobs: int) -> int:
@@ -214,21 +274,36 @@ def _why_it_failed(folder: Path, job: _Job) -> str | None:
     status = job.process.returncode
     if is_finished(folder, job.run):
         return None
+    names = {number.value: number.name for number in signal.Signals}
     if status < 0:
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
+        name = names.get(-status, str(-status))
         hint = ": is memory short?" if name == "SIGKILL" else ""
         return f"its process was killed by {name}{hint}"
-    return f"failed, {_last_line(folder / job.run.name / LOG_FILE)}"
+    if status - 128 in names:  # as `sweep-run` ends when it is asked to, with all saved
+        return f"its process was stopped by {names[status - 128]}"
+    lines = _said(folder, job) or ["it printed nothing"]
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])  # a warning may follow it
+    return f"failed, {said.removeprefix('error: ')}"
 
 
 def _note_failure(folder: Path, run: PlannedRun, reason: str, *, log: str | None) -> None:
     write_json(folder / run.name / FAILED_FILE, {"reason": reason, "log": log})
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-    return said.removeprefix("error: ")
+def _noted_at(folder: Path, run: PlannedRun) -> int | None:
+    """When a failure was written down, in nanoseconds; None if there is none."""
+    with suppress(OSError):
+        return (folder / run.name / FAILED_FILE).stat().st_mtime_ns
+    return None
+
+
+def _said(folder: Path, job: _Job) -> list[str]:
+    """The lines that a job has written into its log; earlier attempts stand before them."""
+    with suppress(OSError), (folder / job.run.name / LOG_FILE).open("rb") as log:
+        log.seek(job.log_start)
+        lines = log.read().decode("utf-8", errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    return []
 
 
 def _outcome(folder: Path, run: PlannedRun) -> str:
@@ -238,10 +313,15 @@ def _outcome(folder: Path, run: PlannedRun) -> str:
     return f"AP {'n/a' if ap is None else f'{ap:.3f}'}{took}"
 
 
-def _stop(running: Sequence[_Job]) -> None:
+def _stop(running: Sequence[_Job], say: Callable[[str], None]) -> None:
     """Ask all to end, which saves what they have; then wait, and end those that do not."""
+    if running:
+        say(f"stopping; {len(running)} at work save what they have, which takes {STOP_S / 60:.0f} minutes at most")
     for job in running:
-        job.process.terminate()
+        try:
+            job.process.send_signal(STOP_SIGNAL)
+        except OSError:  # Windows, without a console
+            job.process.terminate()
     deadline = time.monotonic() + STOP_S
     for job in running:
         try:
@@ -269,9 +349,34 @@ def clocked(folder: Path) -> Iterator[None]:
 
 def _read_clock(folder: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        content: dict[str, Any] = json.loads((folder / CLOCK_FILE).read_text(encoding="utf-8"))
-        return content
-    return {}
+        content = json.loads((folder / CLOCK_FILE).read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {"open": True}
+    return {"open": True} if (folder / CLOCK_FILE).exists() else {}  # of a damaged one the minutes are unknown
+
+
+def _is_trained(folder: Path, config: Config) -> bool:
+    """Whether a run has nothing left to learn, also where it was killed before that was written down."""
+    if _read_clock(folder).get("trained") is True:
+        return True
+    from mnet_det.engine.checkpoint import load_checkpoint
+
+    with suppress(CheckpointError):  # which training goes on from all the same, or explains
+        state = load_checkpoint(folder / "last.pt").training or {}
+        is_stale = config.train.patience is not None and state.get("stale", 0) >= config.train.patience
+        return (folder / "best.pt").is_file() and (is_stale or state.get("epoch", 0) >= config.train.epochs)
+    return False
+
+
+def _read_planned(folder: Path) -> tuple[Config, str]:
+    """What a run's folder is for: its settings and its key."""
+    path = folder / PLANNED_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_config(content["config"], source=str(path)), str(content["key"])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); `mnet-det sweep` writes it") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise DataError(f"{path}: damaged; `mnet-det sweep` writes it anew") from None
 
 
 def make_run(folder: Path, *, threads: int | None, console: Any) -> None:
@@ -279,21 +384,23 @@ def make_run(folder: Path, *, threads: int | None, console: Any) -> None:
 
     Raises:
         Stopped: a signal asked to end; what was done is saved.
+        DataError: the folder is not that of a sweep's run.
         MnetDetError: all that training and measuring may raise.
     """
     from mnet_det.engine.train import train
 
-    planned = json.loads((folder / PLANNED_FILE).read_text(encoding="utf-8"))
-    if not _read_clock(folder).get("trained"):
+    config, key = _read_planned(folder)
+    if is_measured(
+        folder, key=key
+    ):  # by another process, after the sweep had looked and before this one had the folder
+        return
+    if not _is_trained(folder, config):
         saved = any((folder / name).exists() for name in ("last.pt", "previous.pt"))
         with clocked(folder):
-            train(
-                parse_config(planned["config"]),
-                out=folder,
-                resume=folder / "last.pt" if saved else None,
-                console=console,
-            )
+            train(config, out=folder, resume=folder / "last.pt" if saved else None, console=console)
     from mnet_det.engine.measure import measure_run
 
     console.print("measuring", highlight=False)
-    measure_run(folder, key=planned["key"], minutes=_read_clock(folder).get("minutes"), threads=threads)
+    clock = _read_clock(folder)
+    minutes = None if clock.get("open") else clock.get("minutes")
+    measure_run(folder, key=key, minutes=minutes, threads=threads, data_config=config.data)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mnet_det.engine import estimate as module
 from mnet_det.engine.estimate import estimate, images_to_see, seconds_per_image
-from mnet_det.engine.plan import Axes, Plan, plan_sweep
+from mnet_det.engine.plan import Axes, Plan, PlannedRun, plan_sweep
 
 QUIET = Console(quiet=True)
 
@@ -31,6 +31,9 @@ def plan(tmp_path: Path, toy: Path) -> Plan:
 def test_a_run_sees_its_training_images_each_epoch_and_the_others_at_each_validation(plan: Plan) -> None:
     # 10 epochs of 6 images; 3 validations (4, 8, 10) of 4 images at half the price
     assert images_to_see(plan.runs[0], plan) == 10 * 6 + 0.5 * 3 * 4
+    # Epoch 5 is behind, and with it the validation of epoch 4
+    assert images_to_see(plan.runs[0], plan, behind=5) == 5 * 6 + 0.5 * 2 * 4
+    assert images_to_see(plan.runs[0], plan, behind=10) == 0
 
 
 def test_minutes_are_those_of_the_images_of_each_network_timed_once(
@@ -49,6 +52,20 @@ def test_minutes_are_those_of_the_images_of_each_network_timed_once(
     known = {(run.point.alpha, run.seed): minutes[run.name] for run in plan.runs if run.fault is None}
     assert known == {(0.5, 0): 11.0, (0.5, 1): 11.0, (0.1, 0): 0.0, (0.1, 1): 11.0}  # 66 images × 10 s
     assert [minutes[run.name] for run in plan.runs if run.fault is not None] == [None] * 4
+
+
+def test_a_network_that_memory_does_not_hold_keeps_no_other_from_being_timed(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretend(run: PlannedRun, *, classes: int) -> float:
+        if run.point.alpha == 0.5:
+            raise RuntimeError("can't allocate memory\nin C++")
+        return 10.0
+
+    monkeypatch.setattr(module, "seconds_per_image", pretend)
+    minutes = estimate(plan, tmp_path, jobs=1, console=QUIET)
+    known = {(run.point.alpha, run.seed): minutes[run.name] for run in plan.runs if run.fault is None}
+    assert known == {(0.5, 0): None, (0.5, 1): None, (0.1, 0): 11.0, (0.1, 1): 11.0}
 
 
 @pytest.mark.parametrize("words", [[], ["model.head=faster_rcnn", "model.anchor_sizes=[16,32]"]])

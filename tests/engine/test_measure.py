@@ -76,6 +76,9 @@ def test_measuring_counts_until_other_weights_come(run: Path, toy_run: Path, tmp
 
 
 def test_a_run_that_was_never_scored_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a sweep nor a run"):
+        measure_run(tmp_path)
+    (tmp_path / "last.pt").touch()
     with pytest.raises(CheckpointError, match=r"no best\.pt in it"):
         measure_run(tmp_path)
 
@@ -118,6 +121,20 @@ def test_speeds_are_measured_in_turns_and_kept_for_the_same_weights(
     assert asked == [1, 2]
 
 
+def test_a_run_is_measured_where_its_data_are_now(toy_run: Path, toy: Path, tmp_path: Path) -> None:
+    """It was trained where they were before."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(toy_run, run)
+    shutil.copytree(toy, moved)
+    for missing in (moved / "val2017").iterdir():  # so that it shows which images are looked at
+        missing.unlink()
+    config = open_detector(run / "best.pt").config.data
+    with pytest.raises(DataError, match=r"moved.*are missing"):
+        measure_run(run, data_config=config.model_copy(update={"root": moved}))
+    with pytest.raises(DataError, match=r"moved.*are missing"):
+        measure_latency(tmp_path, [run], data_config=config.model_copy(update={"root": moved}))
+
+
 def test_a_damaged_file_of_speeds_is_measured_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "benchmark", lambda predictors, images: [])
     (tmp_path / "latency.json").write_text("{", encoding="utf-8")
@@ -130,7 +147,7 @@ def test_images_that_cannot_be_read_are_not_looked_at(toy: Path, run: Path, tmp_
     shutil.copytree(toy / "val2017", broken)
     names = sorted(broken.iterdir())
     names[0].write_bytes(b"no image")
-    changed = config.model_copy(update={"data": config.data.model_copy(update={"val_images": broken})})
+    changed = config.data.model_copy(update={"val_images": broken})
     assert len(validation_images(changed)) == 3
     for name in names:
         name.write_bytes(b"no image")

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mnet_det.catalogue import CATALOGUE, imagenet_weights
 from mnet_det.config import load_config
+from mnet_det.engine import plan as module
 from mnet_det.engine.plan import Axes, Plan, plan_sweep, read_plan, starting_weights, write_plan
-from mnet_det.errors import ConfigError, DataError
+from mnet_det.errors import ConfigError, DataError, MnetDetError
 
 
 @pytest.fixture
@@ -19,10 +21,17 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks are not built to be counted, which is most of the time that a plan takes."""
+    monkeypatch.setattr(module, "count_cost", lambda build, *, input_hw: SimpleNamespace(mult_adds=1, params=1))
+
+
 def planned(recipe: Path, toy: Path, *words: str, **axes: object) -> Plan:
     return plan_sweep(recipe, [f"data.root={toy}", *words], Axes(**axes))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_every_combination_is_a_run_and_each_point_comes_once_before_a_second_seed(recipe: Path, toy: Path) -> None:
     plan = planned(recipe, toy, alphas=[0.5, 0.25], rhos=[1, 0.75], seeds=[3, 4])
     points = [(run.point.alpha, run.point.rho, run.seed) for run in plan.runs]
@@ -32,11 +41,13 @@ def test_every_combination_is_a_run_and_each_point_comes_once_before_a_second_se
     assert len({run.name for run in plan.runs}) == len({run.key for run in plan.runs}) == 8
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_axes_that_are_not_given_stay_as_in_the_config(recipe: Path, toy: Path) -> None:
     (run,) = planned(recipe, toy, "model.rho=0.75", "train.seed=7", alphas=[0.5]).runs
     assert (run.point.rho, run.seed, run.point.head) == (0.75, 7, "ssd")
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_each_width_starts_from_its_own_imagenet_weights_and_others_from_random_ones(recipe: Path, toy: Path) -> None:
     runs = planned(recipe, toy, "model.padding=same", alphas=[1, 0.75, 0.5, 0.25, 0.3]).runs
     assert [run.start for run in runs] == [
@@ -48,12 +59,14 @@ def test_each_width_starts_from_its_own_imagenet_weights_and_others_from_random_
     ]
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_the_config_files_own_start_is_of_one_width_and_not_used(tmp_path: Path, toy: Path) -> None:
     recipe = tmp_path / "detector.yaml"
     recipe.write_text("model: {init: ssd_mobilenet_v1_0.75_coco, base_hw: [64, 64]}\n", encoding="utf-8")
     assert planned(recipe, toy, alphas=[0.5]).runs[0].start == "mobilenet_v1_0.5_160_quant"
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("word", "start"), [("model.init=null", None), ("model.init=mine.pt", "mine.pt")])
 def test_a_start_among_the_words_holds_for_every_run(recipe: Path, toy: Path, word: str, start: str | None) -> None:
     assert {run.start for run in planned(recipe, toy, word, alphas=[0.5, 1]).runs} == {start}
@@ -91,6 +104,27 @@ def test_a_network_that_cannot_be_built_is_a_fault_of_its_own_run(recipe: Path, 
     assert bad.mult_adds is None
 
 
+def test_a_network_that_no_memory_holds_is_a_fault_too(recipe: Path, toy: Path) -> None:
+    good, bad = planned(recipe, toy, alphas=[0.1, 1e12]).runs
+    assert good.fault is None
+    assert bad.fault is not None
+    assert "\n" not in bad.fault
+
+
+def test_a_network_is_counted_once_however_many_seeds_it_has(
+    recipe: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[object] = []
+
+    def count(*words: object, **options: object) -> SimpleNamespace:
+        counted.append(words)
+        return SimpleNamespace(mult_adds=1, params=1)
+
+    monkeypatch.setattr(module, "count_cost", count)
+    assert len(planned(recipe, toy, alphas=[0.5, 0.25], seeds=[0, 1, 2]).runs) == 6
+    assert len(counted) == 2
+
+
 def test_a_sweep_of_which_nothing_can_be_built_is_refused(recipe: Path, toy: Path) -> None:
     with pytest.raises(ConfigError, match="none of these networks can be built"):
         planned(recipe, toy, alphas=[0.5], rhos=[0.25])
@@ -103,6 +137,10 @@ def test_a_sweep_of_which_nothing_can_be_built_is_refused(recipe: Path, toy: Pat
         (["train.seed=1"], {"alphas": [0.5], "seeds": [0]}, "--seeds varies that"),
         ([], {"alphas": [0.5, 0.50]}, "stands there twice"),
         (["model.alhpa=1"], {"alphas": [0.5]}, "did you mean"),
+        ([], {"alphas": []}, "alphas: no value is given"),
+        ([], {"alphas": [0.5], "heads": []}, "heads: no value is given"),
+        ([], {"alphas": [0.5, float("nan")]}, "alphas: expected finite numbers above 0, got 0.5, nan"),
+        ([], {"alphas": [0.5], "rhos": [float("inf")]}, "rhos: expected finite numbers"),
     ],
 )
 def test_contradictions_are_refused(
@@ -112,6 +150,7 @@ def test_contradictions_are_refused(
         planned(recipe, toy, *words, **axes)
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(
     ("word", "same"),
     [
@@ -130,6 +169,7 @@ def test_a_key_holds_what_a_result_depends_on(recipe: Path, toy: Path, word: str
     assert (plain.base_key == other.base_key) is same
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_a_key_goes_by_the_datas_content_and_not_by_its_place(recipe: Path, toy: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(toy, moved)
@@ -147,6 +187,7 @@ def test_a_key_goes_by_the_datas_content_and_not_by_its_place(recipe: Path, toy:
     assert len({before.key, fewer_boxes.key, other_image.key}) == 3
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_a_key_goes_by_the_content_of_weights_that_are_a_file(recipe: Path, toy: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.pt"
     keys = []
@@ -156,12 +197,14 @@ def test_a_key_goes_by_the_content_of_weights_that_are_a_file(recipe: Path, toy:
     assert len(set(keys)) == 2
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_seeds_and_widths_of_one_recipe_share_a_table(recipe: Path, toy: Path) -> None:
     one = planned(recipe, toy, alphas=[0.5])
     assert one.base_key == planned(recipe, toy, alphas=[1], rhos=[0.75], seeds=[1]).base_key
     assert one.base_key != planned(recipe, toy, "model.init=null", alphas=[0.5]).base_key
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_a_second_plan_of_the_recipe_extends_the_first(recipe: Path, toy: Path, tmp_path: Path) -> None:
     for alphas in ([0.25], [1, 0.5]):
         assert write_plan(tmp_path, planned(recipe, toy, alphas=alphas), command=["mnet-det", "sweep", "a b"]) == []
@@ -170,12 +213,21 @@ def test_a_second_plan_of_the_recipe_extends_the_first(recipe: Path, toy: Path, 
     assert content["command"] == "mnet-det sweep 'a b'"
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_a_plan_of_other_settings_takes_the_place_of_the_first(recipe: Path, toy: Path, tmp_path: Path) -> None:
     first = planned(recipe, toy, alphas=[0.5])
     write_plan(tmp_path, first, command=[])
     dropped = write_plan(tmp_path, planned(recipe, toy, "train.epochs=3", alphas=[0.5]), command=[])
     assert dropped == [first.runs[0].name]
     assert [run["name"] for run in read_plan(tmp_path)["runs"]] != dropped
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_folder_that_cannot_be_written_is_said(recipe: Path, toy: Path) -> None:
+    plan = planned(recipe, toy, alphas=[0.5])
+    for folder in (recipe, recipe / "sweep"):  # a file, and a folder below a file
+        with pytest.raises(MnetDetError, match="cannot be written"):
+            write_plan(folder, plan, command=[])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99, "runs": [], "base_key": "a"}'])

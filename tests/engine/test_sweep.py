@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mnet_det.config import load_config
-from mnet_det.engine import sweep
+from mnet_det.engine import measure, sweep
+from mnet_det.engine.checkpoint import open_detector
 from mnet_det.engine.claim import claim
 from mnet_det.engine.plan import PlannedRun
-from mnet_det.engine.sweep import clocked, finished_runs, run_sweep
+from mnet_det.engine.sweep import clocked, finished_runs, is_being_trained, make_run, run_sweep
+from mnet_det.errors import DataError, MnetDetError
+from mnet_det.files import write_json
 
 WORKER = """
 import json, os, sys, time
@@ -26,12 +33,17 @@ from mnet_det.engine.claim import BUSY_STATUS, TakenError, claim
 folder = Path(sys.argv[1])
 try:
     with claim(folder):
+        planned = json.loads((folder / "planned.json").read_text())
+        if (folder / "measured.json").exists():
+            sys.exit()
         with open(folder / "attempts", "a") as file:
             file.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']}\\n")
-        planned = json.loads((folder / "planned.json").read_text())
         alpha = planned["config"]["model"]["alpha"]
         if alpha == 0.66:
-            sys.exit("error: made to fail")
+            print("error: made to fail", "UserWarning: said at the end", sep="\\n", flush=True)
+            sys.exit(1)
+        if alpha == 0.44:
+            sys.exit(128 + 15)
         if alpha == 0.33:
             os.kill(os.getpid(), 9)
         hold = folder.parent / "hold"
@@ -83,16 +95,17 @@ def test_finished_runs_are_not_repeated_unless_their_key_is_another(tmp_path: Pa
 
 
 def test_what_fails_does_not_stop_the_others_and_is_tried_again(tmp_path: Path, worker: tuple[str, str]) -> None:
-    runs = [planned(0.66), planned(0.33), planned(1, fault="too small"), planned(0.5)]
+    runs = [planned(0.66), planned(0.33), planned(1, fault="too small"), planned(0.44), planned(0.5)]
     for _ in range(2):
         outcome = run_sweep(tmp_path, runs, jobs=1, say=lambda line: None, worker=worker)
-        assert outcome.finished == (runs[3],)
+        assert outcome.finished == (runs[4],)
         assert outcome.failed == {
             runs[0]: "failed, made to fail",
             runs[1]: "its process was killed by SIGKILL: is memory short?",
             runs[2]: "too small",
+            runs[3]: "its process was stopped by SIGTERM",
         }
-    assert [attempts(tmp_path, run) for run in runs] == [2, 2, 0, 1]
+    assert [attempts(tmp_path, run) for run in runs] == [2, 2, 0, 2, 1]
     noted = json.loads((tmp_path / runs[0].name / "failed.json").read_text(encoding="utf-8"))
     assert noted == {"reason": "failed, made to fail", "log": "train.log"}
 
@@ -105,46 +118,130 @@ def test_a_failure_is_forgotten_once_the_run_is_finished(tmp_path: Path, worker:
     assert not (tmp_path / run.name / "failed.json").exists()
 
 
-SWEEPER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from test_sweep import planned
-from mnet_det.engine.sweep import run_sweep
-run_sweep(Path(sys.argv[1]), [planned(1), planned(0.5)], jobs=1, say=print, worker=[sys.executable, sys.argv[2]])
-"""
+def start(folder: Path, run: PlannedRun, worker: tuple[str, str]) -> subprocess.Popen[bytes]:
+    """A job that another sweep has started."""
+    write_json(folder / run.name / "planned.json", {"key": run.key, "config": run.config.model_dump(mode="json")})
+    return subprocess.Popen([*worker, str(folder / run.name)], env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def test_a_sweep_that_was_killed_goes_on_and_waits_for_the_job_it_left(tmp_path: Path, worker: tuple[str, str]) -> None:
-    """kill -9 leaves the job alive, without a parent: it is neither repeated nor disturbed."""
-    folder, runs, lines = tmp_path / "sweep", [planned(1), planned(0.5)], []
-    folder.mkdir()
-    (folder / "hold").touch()
-    words = [sys.executable, "-c", SWEEPER, str(folder), worker[1], str(Path(__file__).parent)]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as first:
-        wait_until(lambda: attempts(folder, runs[0]) == 1, seconds=60)
-        first.kill()
-        first.wait()
+def test_a_sweep_waits_for_a_job_that_another_has_left(tmp_path: Path, worker: tuple[str, str]) -> None:
+    """kill -9 of a sweep leaves its job alive, without a parent: it is neither repeated nor disturbed."""
+    run, lines = planned(1), []
+    (tmp_path / "hold").touch()
 
     def say(line: str) -> None:
         lines.append(line)
         if "another process has it" in line:
-            (folder / "hold").unlink(missing_ok=True)
+            (tmp_path / "hold").unlink(missing_ok=True)
 
-    (folder / runs[1].name).mkdir()
-    outcome = run_sweep(folder, runs[:1], jobs=1, say=say, worker=worker)
-    assert outcome.finished == (runs[0],)
-    assert attempts(folder, runs[0]) == 1
+    with start(tmp_path, run, worker):
+        wait_until(lambda: attempts(tmp_path, run) == 1)
+        write_json(tmp_path / "sweep.json", {"format": 1, "base_key": "a", "runs": [run.to_json()]})
+        assert is_being_trained(tmp_path)
+        outcome = run_sweep(tmp_path, [run], jobs=1, say=say, worker=worker)
+    assert outcome.finished == (run,)
+    assert attempts(tmp_path, run) == 1
     assert any("another process has it" in line for line in lines)
+    assert not is_being_trained(tmp_path)
+
+
+def test_what_fails_in_another_process_is_not_tried_again(tmp_path: Path, worker: tuple[str, str]) -> None:
+    run, lines = planned(1), []
+    failed = tmp_path / run.name / "failed.json"
+    write_json(failed, {"reason": "of last week", "log": "train.log"})
+    looks = iter(range(1000))
+    with ExitStack() as other:
+        other.enter_context(claim(tmp_path / run.name))
+
+        def stopped() -> bool:
+            if next(looks) == 1:  # it fails while this one waits for it
+                write_json(failed, {"reason": "made to fail", "log": "train.log"})
+                other.close()
+            return False
+
+        outcome = run_sweep(tmp_path, [run], jobs=1, say=lines.append, worker=worker, stopped=stopped)
+    assert outcome.failed == {run: "made to fail"}
+    assert attempts(tmp_path, run) == 0
+    assert lines[-1] == f"{run}: made to fail, in another process"
+
+
+def test_the_log_of_this_attempt_says_why_it_failed(tmp_path: Path, worker: tuple[str, str]) -> None:
+    run = planned(0.66)
+    (tmp_path / run.name).mkdir()
+    (tmp_path / run.name / "train.log").write_text("error: of last week\n", encoding="utf-8")
+    silent = (sys.executable, "-c", "raise SystemExit(3)")
+    reasons = [
+        run_sweep(tmp_path, [run], jobs=1, say=lambda line: None, worker=words).failed[run]
+        for words in (worker, silent)
+    ]
+    assert reasons == ["failed, made to fail", "failed, it printed nothing"]
+
+
+def test_a_process_that_cannot_be_started_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MnetDetError, match="its process cannot be started"):
+        run_sweep(tmp_path, [planned(1)], jobs=1, say=lambda line: None, worker=[str(tmp_path / "nothing")])
+
+
+def test_news_are_the_last_lines_of_the_logs(
+    tmp_path: Path, worker: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, lines = planned(1), []
+    (tmp_path / "hold").touch()
+    log = tmp_path / run.name / "train.log"
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.endswith("epoch 5/24: loss 1.2"):
+            (tmp_path / "hold").unlink(missing_ok=True)
+
+    def stopped() -> bool:
+        if attempts(tmp_path, run):
+            log.write_text("epoch 4/24: loss 1.3\nepoch 5/24: loss 1.2\n", encoding="utf-8")
+        return False
+
+    monkeypatch.setattr(sweep, "NEWS_S", 0.3)
+    run_sweep(tmp_path, [run], jobs=1, say=say, worker=worker, stopped=stopped)
+    assert f"{run}: epoch 5/24: loss 1.2" in lines
+
+
+def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_clock_is_only_measured(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training refuses a run that has done all of its epochs; how long they took nobody knows."""
+    run = tmp_path / "run"
+    shutil.copytree(toy_run, run)
+    config = open_detector(run / "best.pt").config
+    write_json(run / "planned.json", {"key": "abc", "config": config.model_dump(mode="json")})
+    measured: list[dict[str, object]] = []
+    monkeypatch.setattr(measure, "measure_run", lambda folder, **options: measured.append(options))
+    for text in ('{"minutes": 0.0, "open": true, "trained": false}', "{", "[]"):
+        (run / "clock.json").write_text(text, encoding="utf-8")
+        make_run(run, threads=1, console=Console(quiet=True))
+    assert measured == [{"key": "abc", "minutes": None, "threads": 1, "data_config": config.data}] * 3
+
+
+def test_a_job_that_comes_too_late_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the sweep's look at the folder and the job's claim, another process may have finished the run."""
+    config = load_config(None, [])
+    write_json(tmp_path / "planned.json", {"key": "abc", "config": config.model_dump(mode="json")})
+    write_json(tmp_path / "measured.json", {"key": "abc"})
+    (tmp_path / "best.pt").touch()
+    monkeypatch.setattr(measure, "measure_run", lambda folder, **options: pytest.fail("measured again"))
+    make_run(tmp_path, threads=1, console=None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '{"key": "a", "config": []}'])
+def test_a_job_without_its_plan_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "planned.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"planned\.json: damaged"):
+        make_run(tmp_path, threads=1, console=None)
 
 
 def test_two_sweeps_in_one_folder_share_its_runs(tmp_path: Path, worker: tuple[str, str]) -> None:
     folder, runs = tmp_path / "sweep", [planned(1), planned(0.5)]
-    words = [sys.executable, "-c", SWEEPER, str(folder), worker[1], str(Path(__file__).parent)]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as other:
-        outcome = run_sweep(folder, runs, jobs=1, say=lambda line: None, worker=worker)
-        assert other.wait(60) == 0
-    assert outcome.finished == tuple(runs)
+    with ThreadPoolExecutor(2) as pool:  # of two sweeps; their jobs are processes
+        begun = [pool.submit(run_sweep, folder, runs, jobs=1, say=lambda line: None, worker=worker) for _ in range(2)]
+    assert [future.result().finished for future in begun] == [tuple(runs)] * 2
     assert [attempts(folder, run) for run in runs] == [1, 1]
 
 
@@ -162,15 +259,17 @@ def test_a_run_that_another_process_lets_go_of_is_taken_over(tmp_path: Path, wor
 def test_stopping_ends_the_jobs(tmp_path: Path, worker: tuple[str, str]) -> None:
     run = planned(1)
     (tmp_path / "hold").touch()
+    lines: list[str] = []
     outcome = run_sweep(
         tmp_path,
         [run],
         jobs=1,
-        say=lambda line: None,
+        say=lines.append,
         worker=worker,
         stopped=lambda: attempts(tmp_path, run) == 1,
     )
     assert outcome.finished == ()
+    assert lines[-1] == "stopping; 1 at work save what they have, which takes 2 minutes at most"
     with claim(tmp_path / run.name):  # nobody has it any more
         pass
 
@@ -184,6 +283,15 @@ def test_jobs_are_dealt_out_to_the_gpus_that_may_be_used(
     run_sweep(tmp_path, runs, jobs=2, gpus=2, say=lambda line: None, worker=worker)
     seen = {(tmp_path / run.name / "attempts").read_text(encoding="utf-8").strip() for run in runs}
     assert seen == {"4 3", "7 3"}
+
+
+def test_a_gpu_that_the_recipe_names_is_not_hidden_from_its_job(
+    tmp_path: Path, worker: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    run = PlannedRun(load_config(None, ["train.device=cuda:1"]), "abc", 1, 1)
+    run_sweep(tmp_path, [run], jobs=2, gpus=2, say=lambda line: None, worker=worker)
+    assert (tmp_path / run.name / "attempts").read_text(encoding="utf-8").startswith("None ")
 
 
 def test_threads_are_shared_by_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
