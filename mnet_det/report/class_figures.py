@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mnet_det.report.cost_figures import leading
 from mnet_det.report.figure_style import (
     COLOURS,
     GREY,
@@ -38,7 +39,7 @@ def classes_by_objects(analysis: Analysis) -> list[str]:
 
 
 def draw_classes(study: Study) -> Figure | None:
-    """AP of each class that has objects, a mark a point; None where nothing is scored."""
+    """AP of each class that has objects, a mark a point of `leading`; None where nothing is scored."""
     best = study.best
     if best is None or best.first is None:
         return None
@@ -46,7 +47,7 @@ def draw_classes(study: Study) -> Figure | None:
     objects = {name: best.first.analysis.per_class[name].objects for name in names}
     figure, (axes,) = new_figure(height_in=1.6 + max(1.2, len(names) * (0.42 if len(names) <= 20 else 0.22)))
     look = looks(study)
-    for point in study.scored:
+    for point in leading(study):
         known = [
             (ap.mean, ap.sd, place) for place, name in enumerate(names) if (ap := _class_ap(point, name)) is not None
         ]

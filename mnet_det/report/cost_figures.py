@@ -57,7 +57,7 @@ COSTS = (
 DRAWN = ("mult_adds", "params", "total_ms")
 """The costs that have a figure; the page draws all."""
 MOST_LABELS = 12
-"""Of more points only those on the front surely have a label; the legend says what colours and marks mean."""
+"""Of more points only those on a front surely have a label; the legend says what colours and marks mean."""
 PAPER_MARKS = {"SSD300": "D", "Faster R-CNN 300": "^", "Faster R-CNN 600": "v"}
 
 
@@ -68,6 +68,14 @@ def front(study: Study, cost: Cost) -> tuple[Point, ...]:
     return tuple(
         point for (_, _, point), is_on in sorted(zip(known, on, strict=True), key=lambda pair: pair[0][:2]) if is_on
     )
+
+
+def leading(study: Study) -> tuple[Point, ...]:
+    """The scored points, or of too many to be told apart those on the front of a cost that has a figure."""
+    if len(study.scored) <= MOST_LABELS:
+        return study.scored
+    fronts = [front(study, cost) for cost in COSTS if cost.key in DRAWN]
+    return tuple(point for point in study.scored if any(point in each for each in fronts))
 
 
 def draw_cost(study: Study, cost: Cost) -> Figure | None:

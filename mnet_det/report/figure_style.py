@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -52,6 +53,18 @@ class Look:
 
 MARK_PX = 7
 """Half the side of a mark, on the figure."""
+FONTS = (
+    "DejaVu Sans",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+    *("PingFang SC", "Hiragino Sans", "Arial Unicode MS", "Noto Sans Devanagari", "Nirmala UI"),
+)
+"""matplotlib's own, and for names in letters that it lacks those of Linux, Windows and macOS."""
+
+
+def installed_fonts() -> list[str]:
+    """Those of `FONTS` that there are, for matplotlib's `font.family`: each letter is of the first that has it."""
+    there = set(get_font_names())
+    return [name for name in FONTS if name in there]
 
 
 def looks(study: Study) -> dict[Network, Look]:

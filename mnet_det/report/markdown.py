@@ -20,7 +20,7 @@ from mnet_det.report.class_figures import (
     classes_by_objects,
     shown_confusion,
 )
-from mnet_det.report.cost_figures import COSTS, front
+from mnet_det.report.cost_figures import COSTS, front, leading
 from mnet_det.report.paper import SOURCE, TABLE_6, TABLE_7, TABLE_13, PaperRow, is_coco, kept_by_ours, tables_beside
 from mnet_det.report.study import AP_SIZES, Latency, LatencyRow, Measured, Point, Spread, Study
 
@@ -273,6 +273,8 @@ def _classes(study: Study, figures: Mapping[str, str]) -> list[str]:
     lines = ["## Classes", "", *_picture(figures, "classes", "AP by class")]
     if "classes" in figures and len(classes_by_objects(analysis)) > CLASSES_SHOWN:
         lines += [f"The figure shows the {CLASSES_SHOWN} classes with the most objects.", ""]
+    if "classes" in figures and len(leading(study)) < len(study.scored):
+        lines += ["The figure shows the points on a Pareto front: the others would hide them.", ""]
     lines += ["AP by class; n/a: no objects of it on the validation images.", ""]
     lines += table(["class", "objects", *(escaped(point.words) for point in study.scored)], rows)
     lines += ["", f"### Sizes and thresholds of {escaped(best.words)}, seed {best.first.seed}", ""]

@@ -7,12 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from mnet_det.files import write_json, write_text
 from mnet_det.report.advice import Advice, advise, budget_ms, budget_words, sentences
 from mnet_det.report.class_figures import draw_classes, draw_confusion, draw_precision_recall, draw_sizes
 from mnet_det.report.cost_figures import COSTS, DRAWN, draw_cost, draw_kept, draw_training
+from mnet_det.report.figure_style import installed_fonts
 from mnet_det.report.markdown import how_to_read, write_markdown
 from mnet_det.report.page import fill_page
 from mnet_det.report.plots import write_figure
@@ -56,10 +58,10 @@ def write_report(folder: Path, *, fps: float | None = None, ms: float | None = N
     """
     limit = budget_ms(fps=fps, ms=ms)
     study = read_study(folder)
-    figures = draw(study)
-    for name, figure in figures.items():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in letters the font lacks
+    with rc_context({"font.family": installed_fonts()}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in letters that no font has
+        figures = draw(study)
+        for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
     budget = None if limit is None else (limit, fps)
     names = {name: f"{name}.png" for name in figures}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from mnet_det.errors import ConfigError
-from mnet_det.report.class_figures import draw_confusion, shown_confusion
-from mnet_det.report.cost_figures import COSTS, draw_cost, front
-from mnet_det.report.figure_style import COLOURS, contrast, ink
+from mnet_det.report.class_figures import draw_classes, draw_confusion, shown_confusion
+from mnet_det.report.cost_figures import COSTS, draw_cost, front, leading
+from mnet_det.report.figure_style import COLOURS, contrast, ink, installed_fonts
 from mnet_det.report.markdown import escaped, how_to_read
 from mnet_det.report.study import Confusion, read_study
-from mnet_det.report.study_report import FIGURES, draw, write_report
+from mnet_det.report.study_report import FIGURES, write_report
 from mnet_det.report.summary import BUDGET, advice_steps, page_json
 
 
@@ -83,9 +83,8 @@ def test_a_sweep_that_has_only_begun_is_reported(make_sweep: Callable[..., Path]
 
 def test_names_mean_nothing_to_markdown(make_sweep: Callable[..., Path], hostile: tuple[str, ...]) -> None:
     folder = make_sweep(alphas=(1.0, 0.5), classes=(*hostile, "猫"), without_objects=hostile[1:2], title="a | <b> `c`")
-    study = read_study(folder)
-    assert draw(study).keys() >= {"classes", "confusion", "precision_recall"}
-    write_report(folder)
+    report = write_report(folder)
+    assert {path.name for path in report.files} >= {"classes.png", "confusion.png", "precision_recall.png"}
     text = (folder / "report.md").read_text()
     for table in tables_of(text):
         assert len({len(row) for row in table}) == 1
@@ -174,6 +173,12 @@ def test_a_single_validation_was_no_choice(make_run: Callable[..., Path]) -> Non
     assert "AP was scored with torch, time was taken with openvino." in text
 
 
+def test_letters_are_of_the_first_font_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert installed_fonts()[0] == "DejaVu Sans"  # comes with matplotlib
+    monkeypatch.setattr("mnet_det.report.figure_style.get_font_names", lambda: ["Yu Gothic", "Papyrus", "DejaVu Sans"])
+    assert installed_fonts() == ["DejaVu Sans", "Yu Gothic"]
+
+
 def test_letters_in_the_colours_of_points_are_legible_on_white() -> None:
     assert contrast("white", "black") == pytest.approx(21)
     assert all(contrast(ink(colour), "white") >= 4.5 for colour in COLOURS)
@@ -184,6 +189,10 @@ def test_of_many_points_those_on_the_front_have_labels_and_the_legend_names_the_
     make_sweep: Callable[..., Path],
 ) -> None:
     study = read_study(make_sweep(rhos=(1.0, 0.86, 0.71, 0.57)))
+    classes = draw_classes(study)
+    assert classes is not None
+    assert {text.get_text() for text in classes.legends[0].get_texts()} == {point.label for point in leading(study)}
+    assert 0 < len(leading(study)) < 16
     (cost,) = (cost for cost in COSTS if cost.key == "mult_adds")
     figure = draw_cost(study, cost)
     assert figure is not None
