@@ -38,6 +38,7 @@ class Advice:
         untimed: the highest mean AP of those that were scored and not timed, if it is above that of `best`.
         left_out: how many points of the study were not both scored and timed.
         points: how many points the study has.
+        most_sd: the largest standard deviation of AP of a point with several seeds; None without such a point.
     """
 
     budget_ms: float
@@ -48,6 +49,7 @@ class Advice:
     untimed: Point | None
     left_out: int
     points: int
+    most_sd: float | None
     cpu: str
 
     @property
@@ -97,6 +99,7 @@ def advise(study: Study, budget_ms: float) -> Advice:
         untimed=_untimed(study, best),
         left_out=len(study.points) - len(known),
         points=len(study.points),
+        most_sd=max((point.ap.sd for point in study.scored if point.ap and point.ap.sd is not None), default=None),
         cpu="" if study.latency is None else study.latency.cpu,
     )
 
@@ -134,8 +137,8 @@ def sentences(advice: Advice, *, budget: str) -> list[str]:
     return [
         _about_best(advice.best, budget=budget, cpu=advice.cpu),
         *([_about_p95(advice.best)] if advice.p95_is_over else []),
-        _about_better(advice.best, advice.better),
-        *([] if advice.cheaper is None else _about_cheaper(advice.best, advice.cheaper)),
+        _about_better(advice.best, advice.better, most_sd=advice.most_sd),
+        *([] if advice.cheaper is None else _about_cheaper(advice.best, advice.cheaper, most_sd=advice.most_sd)),
         *_about_left_out(advice),
     ]
 
@@ -170,17 +173,17 @@ def _about_p95(best: Candidate) -> str:
     )
 
 
-def _about_better(best: Candidate, better: Candidate | None) -> str:
+def _about_better(best: Candidate, better: Candidate | None, *, most_sd: float | None) -> str:
     if better is None:
         return "No point that was scored and timed has a higher AP."
     gain = better.ap.mean - best.ap.mean
     return (
         f"The next better point is {better.point.words}: {gain:+.3f} AP, {better.ms - best.ms:.1f} ms more a frame, "
-        f"{better.latency.fps:.1f} fps: over the budget{_doubt(best.ap, better.ap)}."
+        f"{better.latency.fps:.1f} fps: over the budget{_doubt(best.ap, better.ap, most_sd=most_sd)}."
     )
 
 
-def _about_cheaper(best: Candidate, cheaper: Candidate) -> list[str]:
+def _about_cheaper(best: Candidate, cheaper: Candidate, *, most_sd: float | None) -> list[str]:
     overlaps = within_spread(best.ap, cheaper.ap)
     if overlaps is False:
         return []
@@ -190,14 +193,22 @@ def _about_cheaper(best: Candidate, cheaper: Candidate) -> list[str]:
     )
     if overlaps:
         return [f"{less}: within the spread of the seeds, so it may be as good."]
-    return [f"{less}; with one seed of either, nobody knows whether that is more than the chance of a seed."]
+    return [
+        f"{less}; with one seed of either, nobody knows whether that is more than the chance of a seed"
+        f"{_elsewhere(most_sd)}."
+    ]
 
 
-def _doubt(one: Spread, other: Spread) -> str:
+def _doubt(one: Spread, other: Spread, *, most_sd: float | None) -> str:
     overlaps = within_spread(one, other)
     if overlaps is None:
-        return "; with one seed of either, the gain may be the chance of a seed"
+        return f"; with one seed of either, the gain may be the chance of a seed{_elsewhere(most_sd)}"
     return "; the gain is within the spread of the seeds" if overlaps else ""
+
+
+def _elsewhere(most_sd: float | None) -> str:
+    """How large chance is where it is known, to judge a difference by that has one seed of either."""
+    return "" if most_sd is None else f" (points with several seeds have ± {most_sd:.3f} at most)"
 
 
 def _out_of_reach(fastest: Candidate, *, budget: str, cpu: str) -> str:

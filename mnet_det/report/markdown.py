@@ -28,6 +28,8 @@ NONE = "n/a"
 MARKS = {"mult_adds": "M", "params": "P", "total_ms": "ms"}
 """Costs whose Pareto front the main table marks, by the mark."""
 SCORES = ("AP", "AP50", "AP75", *AP_SIZES, "AR_100")
+UNSTEADY = 1.5
+"""By how much the 95th percentile of a time may exceed its median before the report warns."""
 SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 """What a backslash takes the meaning from; others mean something at the start of a line only, where no name stands."""
 
@@ -255,7 +257,7 @@ def _cost_figures(study: Study, figures: Mapping[str, str]) -> list[str]:
     if not drawn:
         return []
     spread = any(point.ap is not None and point.ap.sd is not None for point in study.points)
-    return ["## AP and cost", "", *drawn, *(["Bars are ± one standard deviation over the seeds."] if spread else [])]
+    return ["## AP and cost", "", *drawn, *(["Bars are ± one standard deviation over the seeds; a point without one has one seed."] if spread else [])]
 
 
 def _classes(study: Study, figures: Mapping[str, str]) -> list[str]:
@@ -394,6 +396,7 @@ def how_to_read(study: Study) -> list[str]:
             "preprocessing, network and postprocessing. Another machine has other times, and may have another order."
         )
         lines += _about_runtimes(study, study.latency)
+        lines += _about_unsteady(study)
     return [*lines, *_about_seeds(study)]
 
 
@@ -418,6 +421,21 @@ def _about_runtimes(study: Study, latency: Latency) -> list[str]:
     if not scored or scored == timed:
         return []
     return [f"AP was scored with {', '.join(sorted(scored))}, time was taken with {', '.join(sorted(timed))}."]
+
+
+def _about_unsteady(study: Study) -> list[str]:
+    """Which times something else on the machine has disturbed."""
+    unsteady = [
+        point.words
+        for point in study.points
+        if point.latency is not None and point.latency.total_ms.p95 > UNSTEADY * point.latency.total_ms.p50
+    ]
+    if not unsteady:
+        return []
+    return [
+        f"The times of {'; '.join(unsteady)} are unsteady: their 95th percentile is more than {UNSTEADY:g} times the "
+        "median, as where something else keeps the machine busy. Measure again while nothing else runs."
+    ]
 
 
 def _about_seeds(study: Study) -> list[str]:

@@ -115,6 +115,13 @@ def test_threads_are_counted_in_words(study: Study) -> None:
     assert [threads_words(replace(row, threads=count)) for count in (1, 2)] == ["1 thread", "2 threads"]
 
 
+def test_chance_elsewhere_is_said_where_one_seed_leaves_it_open(study: Study) -> None:
+    # sd of (0.3, 0.32) is 0.02 / sqrt(2) = 0.014
+    study = measured(study, ((0.5,), 40, 41), ((0.4,), 20, 21), ((0.3, 0.32), 10, 11))
+    assert "the chance of a seed (points with several seeds have ± 0.014 at most)." in said(study, 50)
+    assert "the chance of a seed (points with several seeds have ± 0.014 at most)." in said(study, 30)
+
+
 def test_nothing_timed_is_no_advice(make_sweep: Callable[..., Path]) -> None:
     study = read_study(make_sweep(latency=False))
     assert advise(study, 30).fastest is None

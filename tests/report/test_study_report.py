@@ -163,6 +163,15 @@ def test_how_to_read_says_what_differs_between_points(make_sweep: Callable[..., 
     assert "do not begin from the same weights" in text
 
 
+def test_times_that_something_disturbed_are_named(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    assert "unsteady" not in " ".join(how_to_read(read_study(folder)))  # p95 is 1.05 times the median
+    latency = json.loads((folder / "latency.json").read_text())
+    latency["rows"][1]["total_ms"] = {"p50": 10.0, "p95": 15.1}
+    (folder / "latency.json").write_text(json.dumps(latency))
+    assert "The times of alpha 0.5, rho 1 are unsteady" in " ".join(how_to_read(read_study(folder)))
+
+
 def test_a_single_validation_was_no_choice(make_run: Callable[..., Path]) -> None:
     folder = make_run(epochs=2)
     measured = json.loads((folder / "measured.json").read_text())
