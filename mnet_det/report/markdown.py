@@ -257,7 +257,12 @@ def _cost_figures(study: Study, figures: Mapping[str, str]) -> list[str]:
     if not drawn:
         return []
     spread = any(point.ap is not None and point.ap.sd is not None for point in study.points)
-    return ["## AP and cost", "", *drawn, *(["Bars are ± one standard deviation over the seeds; a point without one has one seed."] if spread else [])]
+    return [
+        "## AP and cost",
+        "",
+        *drawn,
+        *(["Bars are ± one standard deviation over the seeds; a point without one has one seed."] if spread else []),
+    ]
 
 
 def _classes(study: Study, figures: Mapping[str, str]) -> list[str]:
