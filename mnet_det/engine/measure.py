@@ -70,7 +70,7 @@ def measure_run(
         The content of `measured.json`.
 
     Raises:
-        CheckpointError: there is no `best.pt`, or it cannot be used.
+        CheckpointError: there is no `best.pt`, it cannot be used, or training wrote another one meanwhile.
         DataError: the data that it was trained on are not there any more.
         MnetDetError: a file cannot be written.
     """
@@ -79,6 +79,7 @@ def measure_run(
         if not (folder / "last.pt").is_file():
             raise CheckpointError(f"{folder}: neither a sweep nor a run: no sweep.json, best.pt or last.pt in it")
         raise CheckpointError(f"{folder}: no best.pt in it, so it was never scored; train it on with --resume auto")
+    scored = sha256_of(model)
     checkpoint = open_detector(model)
     config = checkpoint.config
     where = data_config or config.data
@@ -87,6 +88,8 @@ def measure_run(
     # In torch, which is here already: the export, which is compared with it, is made once, when the thresholds are in.
     predictor = load_torch_predictor(model, threads=threads)
     scores, analysis, results = analyse_model(predictor, val_data, where.annotations("val"))
+    if sha256_of(model) != scored:  # else the thresholds and numbers of some weights would be said of others
+        raise CheckpointError(f"{model}: changed while it was scored; report again when its training is done")
     store_class_scores(model, {name: None if best is None else best.score for name, best in analysis.best_f1.items()})
     cost = count_cost(
         lambda: build_detector(config.model, num_classes=len(checkpoint.class_names)), input_hw=config.model.input_hw

@@ -83,6 +83,24 @@ def test_a_run_that_was_never_scored_is_refused(tmp_path: Path) -> None:
         measure_run(tmp_path)
 
 
+def test_weights_that_a_training_replaces_meanwhile_are_not_said_to_be_measured(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`report` of a run that was still trained gave the new weights the numbers and thresholds of the old ones."""
+    folder = tmp_path / "run"
+    shutil.copytree(toy_run, folder)
+    analyse_model = measure.analyse_model
+
+    def slow(*arguments: Any) -> Any:
+        shutil.copyfile(toy_run / "last.pt", folder / "best.pt")
+        return analyse_model(*arguments)
+
+    monkeypatch.setattr(measure, "analyse_model", slow)
+    with pytest.raises(CheckpointError, match="changed while it was scored"):
+        measure_run(folder)
+    assert not (folder / "measured.json").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "epochs", "best"),
     [
