@@ -223,7 +223,7 @@ def sweep(
     with _ctrl_c_ends():
         from mnet_det.engine.device import count_gpus
         from mnet_det.engine.estimate import estimate
-        from mnet_det.engine.plan import Axes, plan_sweep, write_plan
+        from mnet_det.engine.plan import Axes, plan_sweep, runs_left_out, write_plan
         from mnet_det.engine.sweep import finished_runs, run_sweep
         from mnet_det.report.tables import print_plan
 
@@ -238,16 +238,26 @@ def sweep(
         backbones=None if backbone is None else _names(backbone),
     )
     folder = out or Path("runs") / f"{path.stem}-sweep"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; --out names the sweep's folder")
     plan = plan_sweep(path, overrides, axes)
+    if plan.set_aside is not None:
+        _say(
+            f"{path.name}: its model.init={plan.set_aside} is of one width, and set aside for ImageNet weights of "
+            "each; model.init=… on the command line holds for all"
+        )
     gpus = count_gpus()
     jobs = jobs or max(1, gpus)
     if dry_run:
         minutes = estimate(plan, folder, jobs=jobs, console=_console(stderr=True))
         print_plan(_console(), plan.runs, minutes, jobs=jobs)
-        return
-    dropped = write_plan(folder, plan, command=["mnet-det", *sys.argv[1:]])
+        dropped = runs_left_out(folder, plan)
+    else:
+        dropped = write_plan(folder, plan, command=["mnet-det", *sys.argv[1:]])
     if dropped:
         _say(f"{folder}: holds {len(dropped)} runs of other settings or data; they stay, and are not in the report")
+    if dry_run:
+        return
     came: list[int] = []
     with stop_signals(came.append):  # however many: a second Ctrl-C must not leave jobs at work without a parent
         outcome = run_sweep(folder, plan.runs, jobs=jobs, gpus=gpus, say=_say, stopped=lambda: bool(came))
@@ -258,9 +268,8 @@ def sweep(
     if measured:
         _report(folder, measured, fps=fps, data_config=plan.base.data)
     if outcome.failed:
-        reasons = "; ".join(f"{run}: {reason}" for run, reason in outcome.failed.items())
         raise MnetDetError(
-            f"{len(outcome.failed)} of {len(plan.runs)} runs failed; the same command tries them again ({reasons})"
+            f"{len(outcome.failed)} of {len(plan.runs)} runs failed, as said above; the same command tries them again"
         )
 
 
@@ -270,6 +279,9 @@ def report(
     fps: Annotated[float | None, typer.Option(min=0.1, help="Advise on the best point of this frame rate.")] = None,
     ms: Annotated[float | None, typer.Option(min=0.1, help="The same for milliseconds a frame.")] = None,
     threads: Threads = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure the speed again, now that nothing else runs.")
+    ] = False,
 ) -> None:
     """Tables and plots (Markdown, PNG, one HTML page) of a run or a sweep, and advice for a frame rate.
 
@@ -280,7 +292,8 @@ def report(
     if fps is not None and ms is not None:
         raise typer.BadParameter("--fps and --ms are one and the same budget; give one of them")
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected that of a run or a sweep")
+        what = "a file" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}; expected the folder of a run or a sweep")
     if (folder / "sweep.json").exists():
         from mnet_det.engine.sweep import finished_runs
 
@@ -290,9 +303,10 @@ def report(
 
         runs = [folder]
         if read_measured(folder) is None:
-            _say(f"{folder}: scoring best.pt on its validation images")
+            if (folder / "best.pt").is_file():
+                _say(f"{folder}: scoring best.pt on its validation images")
             measure_run(folder, threads=threads)
-    _report(folder, runs, fps=fps, ms=ms, threads=threads)
+    _report(folder, runs, fps=fps, ms=ms, threads=threads, again=again)
 
 
 @app.command(name="sweep-run", hidden=True)
@@ -393,7 +407,8 @@ def predict(
     from mnet_det.engine.predict import expand, predict_files
     from mnet_det.files import write_json
 
-    model, sources = (words[0], words[1:]) if is_model(words[0]) else (DEFAULT_DETECTOR, words)
+    first = _run_checkpoint(words[0])
+    model, sources = (first, words[1:]) if is_model(first) else (DEFAULT_DETECTOR, words)
     if not sources:
         raise typer.BadParameter(f"{model}: give image files or folders after the model")
     if not Path(words[0]).exists() and not is_model(words[0]):
@@ -401,6 +416,7 @@ def predict(
     images = list(expand(map(Path, sources)))  # before the model is fetched and converted
     predictor = _load(model, runtime=runtime, threads=threads)
     _say_runtime(predictor)
+    print(f"model {predictor.metadata.name}", file=sys.stderr)
     own = predictor.metadata.class_scores
     if score is None and own is not None:
         line = f"shown by class, from the score of its best F1 on, {min(own):.2f} to {max(own):.2f}"
@@ -1048,12 +1064,22 @@ def _frame_hw(text: str) -> tuple[int, int]:
 def _whole_numbers(name: str, text: str) -> list[int]:
     words = _names(text)
     if not words or not all(word.isdecimal() for word in words):
-        raise typer.BadParameter(f"--{name} {text}: expected whole numbers with commas between, such as 0,1,2")
+        raise typer.BadParameter(
+            f"--{name} {text}: expected whole numbers from 0 on with commas between, such as 0,1,2"
+        )
     return list(map(int, words))
 
 
 def _names(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _run_checkpoint(word: str) -> str:
+    """The best checkpoint of a run's folder; any other word as it is."""
+    if os.path.isfile(os.path.join(word, "sweep.json")):
+        raise ConfigError(f"{word}: is a sweep of several models; give the folder of one of its runs")
+    best = os.path.join(word, "best.pt")
+    return best if os.path.isfile(best) else word
 
 
 def _model_file(word: str) -> Path:
@@ -1222,6 +1248,7 @@ def _report(
     ms: float | None = None,
     threads: int | None = None,
     data_config: DataConfig | None = None,
+    again: bool = False,
 ) -> None:
     """Measure the speed of runs in turns where that was not done yet, write the report, and print its best part."""
     from mnet_det.engine.measure import measure_latency
@@ -1233,7 +1260,7 @@ def _report(
         if (folder / "sweep.json").exists() and is_being_trained(folder):
             _say("speed not measured while runs of this sweep are trained, which would slow it; report again later")
         elif runs:
-            measure_latency(folder, runs, threads=threads, data_config=data_config, say=_say)
+            measure_latency(folder, runs, threads=threads, data_config=data_config, again=again, say=_say)
     except MnetDetError as error:  # the data stayed on another machine, say: what is known is reported all the same
         _say(f"speed not measured: {error}", file=sys.stderr)
     report = write_report(folder, fps=fps, ms=ms)

@@ -1014,6 +1014,21 @@ def test_predict_looks_at_its_words_before_it_fetches_a_model(
     assert_explained(answer, message, here)
 
 
+def test_predict_takes_a_runs_folder_for_its_best_checkpoint_and_names_the_model(
+    cli: Cli, toy: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    """The folder counted as one of pictures, and the published detector looked at them without a word."""
+    answer = cli("predict", toy_run, toy / "val2017", "--out", tmp_path / "found", "--runtime", "torch")
+    assert answer.status == 0, answer.err
+    assert "model toy" in answer.err
+    assert len(list((tmp_path / "found").iterdir())) == 4
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "sweep.json").touch()
+    answer = cli("predict", sweep, toy / "val2017", "--out", tmp_path / "found")
+    assert (answer.status, "give the folder of one of its runs" in answer.err) == (1, True)
+
+
 def test_predict_wants_images_after_a_model(cli: Cli, here: Path) -> None:
     answer = cli("predict", "ssd_mobilenet_v1_0.75_coco", "--out", "found")
     assert answer.status == 2

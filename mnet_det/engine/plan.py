@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,10 @@ SWEPT = ("head", "backbone", "alpha", "rho")
 """Settings of `model` that a sweep varies."""
 PLACES = ("root", "train_images", "train_annotations", "val_images", "val_annotations")
 """Settings of `data` that say where it is; what counts is its content."""
+OPTIONS = {"alphas": "--alpha", "rhos": "--rho", "seeds": "--seeds", "heads": "--head", "backbones": "--backbone"}
+"""Which words of the command line give an axis."""
+MOST_TIMES = 10
+"""Largest alpha and rho: who types 50 means 50 %, and so large an input takes all memory while it is timed."""
 OF_THE_MACHINE = {"data": ("workers", "cache"), "train": ("device", "save_minutes")}
 """Settings that a result does not depend on, or no more than on the machine."""
 
@@ -138,6 +141,7 @@ class Plan:
         base_key: the same for all sweeps whose runs may stand in one table.
         runs: in the order of training: seed after seed, so that an unfinished sweep has every point once first.
         training_images, validation_images: how many there are.
+        set_aside: the weights that the config file names, if the runs start from others.
     """
 
     title: str
@@ -148,6 +152,7 @@ class Plan:
     class_names: tuple[str, ...]
     training_images: int
     validation_images: int
+    set_aside: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of the plan's file."""
@@ -209,16 +214,20 @@ def plan_sweep(path: Path, words: Sequence[str], axes: Axes) -> Plan:
         class_names=data.class_names,
         training_images=len(data),
         validation_images=len(val_data),
+        set_aside=None
+        if given or base.model.init is None or str(base.model.init) == PRETRAINED
+        else str(base.model.init),
     )
 
 
 def _require_values(axes: Axes) -> None:
     for name, values in vars(axes).items():
         if values is not None and not values:
-            raise ConfigError(f"{name}: no value is given; expected at least one, or leave them out")
+            raise ConfigError(f"{OPTIONS[name]}: no value is given; expected at least one, with commas between")
     for name, numbers in (("alphas", axes.alphas), ("rhos", axes.rhos)):
-        if not all(math.isfinite(number) for number in numbers or ()):
-            raise ConfigError(f"{name}: expected finite numbers above 0, got {', '.join(map(str, numbers or ()))}")
+        wrong = [number for number in numbers or () if not 0 < number <= MOST_TIMES]  # NaN is not
+        if wrong:
+            raise ConfigError(f"{OPTIONS[name]} {wrong[0]:g}: expected numbers above 0, at most {MOST_TIMES}")
 
 
 def _refuse_swept(words: Sequence[str], axes: Axes) -> None:
@@ -232,8 +241,8 @@ def _refuse_swept(words: Sequence[str], axes: Axes) -> None:
     for word in words:
         setting = word.partition("=")[0]
         if swept.get(setting) is not None:
-            option = setting.partition(".")[2] + ("s" if setting == "train.seed" else "")
-            raise ConfigError(f"{word}: --{option} varies that; leave one of them out")
+            option = f"--{setting.partition('.')[2]}{'s' if setting == 'train.seed' else ''}"
+            raise ConfigError(f"{word}: {option} varies that; leave one of them out")
 
 
 def _combinations(axes: Axes) -> list[list[str]]:
@@ -372,17 +381,36 @@ def write_plan(folder: Path, plan: Plan, *, command: Sequence[str]) -> list[str]
     """
     with turn(folder / ".plan.lock"):  # two commands may extend one sweep at the same time
         before = read_plan(folder) if (folder / PLAN_FILE).exists() else None
+        dropped = runs_left_out(folder, plan)
         content = plan.to_json() | {"command": shlex.join(command)}
-        dropped = []
-        if before is not None:
+        if before is not None and before["base_key"] == plan.base_key:
             now = {run["name"] for run in content["runs"]}
             others = [run for run in before["runs"] if run["name"] not in now]
-            if before["base_key"] == plan.base_key:
-                content["runs"] = sorted(content["runs"] + others, key=_order)
-            else:
-                dropped = [run["name"] for run in others]
+            content["runs"] = sorted(content["runs"] + others, key=_order)
+            content["command"] = _chained(before["command"], content["command"])
         write_json(folder / PLAN_FILE, content)
     return dropped
+
+
+def runs_left_out(folder: Path, plan: Plan) -> list[str]:
+    """Names of the runs of the plan in this folder that may not stand in one table with those of the new one.
+
+    Raises:
+        DataError: what is there is no plan.
+    """
+    if not (folder / PLAN_FILE).exists():
+        return []
+    before = read_plan(folder)
+    if before["base_key"] == plan.base_key:
+        return []
+    now = {run.name for run in plan.runs}
+    return [run["name"] for run in before["runs"] if run["name"] not in now]
+
+
+def _chained(before: str, now: str) -> str:
+    """All commands that made a sweep, each once, as a line that a shell would run."""
+    commands = [command for command in before.split(" && ") if command != now]
+    return " && ".join([*commands, now])
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, flo
             Text(run.start or "random weights"),
             _amount(run.mult_adds, unit=1e9),
             _amount(run.params, unit=1e6),
-            "cannot be built" if left is None else "finished" if left == 0 else f"{left:.1f}",
+            "cannot be built" if left is None else "finished" if left == 0 else f"{max(left, 0.1):.1f}",
         )
     console.print(table)
     for run in runs:
@@ -136,7 +136,7 @@ def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, flo
     total = max(sum(known) / jobs, max(known, default=0.0))  # no sooner than the longest one
     to_do = sum(left > 0 for left in known)
     console.print(
-        f"{to_do} of {len(runs)} runs to do, about {total:.0f} min with {jobs} at a time: an "
+        f"{to_do} of {len(runs)} runs to do, about {total:.1f} min with {jobs} at a time: an "
         "estimate from a few steps of each network, without reading images and measuring",
         highlight=False,
     )

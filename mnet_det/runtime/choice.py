@@ -38,6 +38,11 @@ class Choice:
     reason: str
 
 
+def installed_engines() -> list[str]:
+    """Engines that can be had here; OpenVINO always."""
+    return ["openvino", *(["onnxruntime"] if importlib.util.find_spec("onnxruntime") is not None else [])]
+
+
 def choose_runtime(path: Path, *, threads: int | None = None) -> Choice:
     """The quicker of the installed engines for an exported file.
 
@@ -52,7 +57,7 @@ def choose_runtime(path: Path, *, threads: int | None = None) -> Choice:
     """
     if path.suffix.lower() != ".onnx":
         return Choice("openvino", "the one that reads .xml files")
-    if importlib.util.find_spec("onnxruntime") is None:
+    if installed_engines() == ["openvino"]:
         return Choice("openvino", "the only one installed")
     answer = cache_folder() / "runtimes" / f"{_key(path, threads)}.json"
     with suppress(OSError, ValueError, TypeError):  # no answer yet, or not one of ours

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from mnet_det.errors import CheckpointError, DataError
 from mnet_det.models import build_detector
 from mnet_det.models.cost import count_cost
 from mnet_det.runtime import load_predictor
+from mnet_det.runtime.benchmark import BenchmarkRow, StageSummary
+from mnet_det.runtime.choice import installed_engines
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +135,29 @@ def test_speeds_are_measured_in_turns_and_kept_for_the_same_weights(
     assert row["name"] == "run"
     assert row["fps"] == pytest.approx(1000 / row["total_ms"]["p50"])
     assert content["images"].startswith("4 images of")
+    assert row["runtime"] in installed_engines()
     assert measure_latency(tmp_path, [run], threads=1) == content
-    assert asked == [1]
+    assert asked == [len(installed_engines())]  # in each of them; the quicker one is kept
+    measure_latency(tmp_path, [run], threads=1, again=True)
+    assert asked == 2 * [len(installed_engines())]
     other = tmp_path / "other"
     shutil.copytree(run, other)
     assert [row["name"] for row in measure_latency(tmp_path, [run, other], threads=1)["rows"]] == ["run", "other"]
-    assert asked == [1, 2]
+    assert asked[2:] == [2 * len(installed_engines())]
+
+
+def test_the_quicker_engine_stands_for_a_network(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(predictors: Any, images: Any) -> list[BenchmarkRow]:
+        rows = []
+        for name, predictor in predictors:
+            stage = StageSummary(2.0 if predictor.runtime == "openvino" else 1.0, 3.0)
+            rows.append(replace(benchmark([(name, predictor)], images, rounds=1, rest_s=0)[0], total_ms=stage))
+        return rows
+
+    benchmark = measure.benchmark
+    monkeypatch.setattr(measure, "benchmark", pretend)
+    (row,) = measure_latency(tmp_path, [run], threads=1)["rows"]
+    assert row["runtime"] == ("onnxruntime" if "onnxruntime" in installed_engines() else "openvino")
 
 
 def test_a_run_is_measured_where_its_data_are_now(toy_run: Path, toy: Path, tmp_path: Path) -> None:
@@ -154,9 +175,11 @@ def test_a_run_is_measured_where_its_data_are_now(toy_run: Path, toy: Path, tmp_
 
 
 def test_a_damaged_file_of_speeds_is_measured_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "benchmark", lambda predictors, images: [])
+    benchmark = measure.benchmark
+    quick = functools.partial(benchmark, rounds=1, rest_s=0)
+    monkeypatch.setattr(measure, "benchmark", quick)
     (tmp_path / "latency.json").write_text("{", encoding="utf-8")
-    assert measure_latency(tmp_path, [run])["rows"] == []
+    assert len(measure_latency(tmp_path, [run])["rows"]) == 1
 
 
 def test_images_that_cannot_be_read_are_not_looked_at(toy: Path, run: Path, tmp_path: Path) -> None:

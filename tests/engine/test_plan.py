@@ -10,7 +10,8 @@ import pytest
 from mnet_det.catalogue import CATALOGUE, imagenet_weights
 from mnet_det.config import load_config
 from mnet_det.engine import plan as module
-from mnet_det.engine.plan import Axes, Plan, plan_sweep, read_plan, starting_weights, write_plan
+from mnet_det.engine import plan as plan_module
+from mnet_det.engine.plan import Axes, Plan, plan_sweep, read_plan, runs_left_out, starting_weights, write_plan
 from mnet_det.errors import ConfigError, DataError, MnetDetError
 
 
@@ -63,7 +64,10 @@ def test_each_width_starts_from_its_own_imagenet_weights_and_others_from_random_
 def test_the_config_files_own_start_is_of_one_width_and_not_used(tmp_path: Path, toy: Path) -> None:
     recipe = tmp_path / "detector.yaml"
     recipe.write_text("model: {init: ssd_mobilenet_v1_0.75_coco, base_hw: [64, 64]}\n", encoding="utf-8")
-    assert planned(recipe, toy, alphas=[0.5]).runs[0].start == "mobilenet_v1_0.5_160_quant"
+    plan = planned(recipe, toy, alphas=[0.5])
+    assert plan.runs[0].start == "mobilenet_v1_0.5_160_quant"
+    assert plan.set_aside == "ssd_mobilenet_v1_0.75_coco"
+    assert planned(recipe, toy, "model.init=null", alphas=[0.5]).set_aside is None
 
 
 @pytest.mark.usefixtures("uncounted")
@@ -104,7 +108,10 @@ def test_a_network_that_cannot_be_built_is_a_fault_of_its_own_run(recipe: Path, 
     assert bad.mult_adds is None
 
 
-def test_a_network_that_no_memory_holds_is_a_fault_too(recipe: Path, toy: Path) -> None:
+def test_a_network_that_no_memory_holds_is_a_fault_too(
+    recipe: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "MOST_TIMES", 1e13)
     good, bad = planned(recipe, toy, alphas=[0.1, 1e12]).runs
     assert good.fault is None
     assert bad.fault is not None
@@ -137,10 +144,10 @@ def test_a_sweep_of_which_nothing_can_be_built_is_refused(recipe: Path, toy: Pat
         (["train.seed=1"], {"alphas": [0.5], "seeds": [0]}, "--seeds varies that"),
         ([], {"alphas": [0.5, 0.50]}, "stands there twice"),
         (["model.alhpa=1"], {"alphas": [0.5]}, "did you mean"),
-        ([], {"alphas": []}, "alphas: no value is given"),
-        ([], {"alphas": [0.5], "heads": []}, "heads: no value is given"),
-        ([], {"alphas": [0.5, float("nan")]}, "alphas: expected finite numbers above 0, got 0.5, nan"),
-        ([], {"alphas": [0.5], "rhos": [float("inf")]}, "rhos: expected finite numbers"),
+        ([], {"alphas": []}, "--alpha: no value is given"),
+        ([], {"alphas": [0.5], "heads": []}, "--head: no value is given"),
+        ([], {"alphas": [0.5, float("nan")]}, "--alpha nan: expected numbers above 0, at most 10"),
+        ([], {"alphas": [0.5], "rhos": [50]}, "--rho 50: expected numbers above 0, at most 10"),
     ],
 )
 def test_contradictions_are_refused(
@@ -206,19 +213,23 @@ def test_seeds_and_widths_of_one_recipe_share_a_table(recipe: Path, toy: Path) -
 
 @pytest.mark.usefixtures("uncounted")
 def test_a_second_plan_of_the_recipe_extends_the_first(recipe: Path, toy: Path, tmp_path: Path) -> None:
-    for alphas in ([0.25], [1, 0.5]):
-        assert write_plan(tmp_path, planned(recipe, toy, alphas=alphas), command=["mnet-det", "sweep", "a b"]) == []
+    for alphas in ([0.25], [1, 0.5], [0.25]):
+        words = ["sweep", f"--alpha={alphas[0]}", "a b"]
+        assert write_plan(tmp_path, planned(recipe, toy, alphas=alphas), command=words) == []
     content = read_plan(tmp_path)
     assert [run["point"]["alpha"] for run in content["runs"]] == [1, 0.5, 0.25]
-    assert content["command"] == "mnet-det sweep 'a b'"
+    assert content["command"] == "sweep --alpha=1 'a b' && sweep --alpha=0.25 'a b'"  # each once, the last one last
 
 
 @pytest.mark.usefixtures("uncounted")
 def test_a_plan_of_other_settings_takes_the_place_of_the_first(recipe: Path, toy: Path, tmp_path: Path) -> None:
     first = planned(recipe, toy, alphas=[0.5])
     write_plan(tmp_path, first, command=[])
-    dropped = write_plan(tmp_path, planned(recipe, toy, "train.epochs=3", alphas=[0.5]), command=[])
+    other = planned(recipe, toy, "train.epochs=3", alphas=[0.5])
+    assert runs_left_out(tmp_path, other) == [first.runs[0].name]
+    dropped = write_plan(tmp_path, other, command=["mnet-det"])
     assert dropped == [first.runs[0].name]
+    assert read_plan(tmp_path)["command"] == "mnet-det"
     assert [run["name"] for run in read_plan(tmp_path)["runs"]] != dropped
 
 

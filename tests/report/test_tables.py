@@ -262,7 +262,7 @@ def test_a_plan_says_what_starts_from_what_and_how_long_it_takes() -> None:
     ]
     lines = text(shown).splitlines()
     assert "ssd on c: the input would be 16x16 pixels" in lines
-    assert lines[-1].startswith("2 of 4 runs to do, about 90 min with 2 at a time")  # not (90 + 10) / 2
+    assert lines[-1].startswith("2 of 4 runs to do, about 90.0 min with 2 at a time")  # not (90 + 10) / 2
 
 
 def test_a_study_has_a_row_a_point_and_says_what_is_missing(make_sweep: Callable[..., Path]) -> None:
