@@ -241,11 +241,8 @@ def sweep(
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; --out names the sweep's folder")
     plan = plan_sweep(path, overrides, axes)
-    if plan.set_aside is not None:
-        _say(
-            f"{path.name}: its model.init={plan.set_aside} is of one width, and set aside for ImageNet weights of "
-            "each; model.init=… on the command line holds for all"
-        )
+    for note in plan.notes():
+        _say(note)
     gpus = count_gpus()
     jobs = jobs or max(1, gpus)
     if dry_run:

@@ -36,6 +36,9 @@ OPTIONS = {"alphas": "--alpha", "rhos": "--rho", "seeds": "--seeds", "heads": "-
 """Which words of the command line give an axis."""
 MOST_TIMES = 10
 """Largest alpha and rho: who types 50 means 50 %, and so large an input takes all memory while it is timed."""
+EVEN_SIDE = 32
+"""The stride of a backbone's last map. Cells share an input evenly, while convolutions step by the stride: where a side
+is no multiple, the two drift apart across the image."""
 OF_THE_MACHINE = {"data": ("workers", "cache"), "train": ("device", "save_minutes")}
 """Settings that a result does not depend on, or no more than on the machine."""
 
@@ -154,6 +157,25 @@ class Plan:
     validation_images: int
     set_aside: str | None = None
 
+    def notes(self) -> list[str]:
+        """What its user may not have meant, a line each."""
+        notes = []
+        if self.set_aside is not None:
+            notes.append(
+                f"{self.title}: its model.init={self.set_aside} is of one width, and set aside for ImageNet weights of "
+                "each; model.init=… on the command line holds for all"
+            )
+        sizes_hw = dict.fromkeys(run.input_hw for run in self.runs if run.fault is None)
+        uneven = [size_hw for size_hw in sizes_hw if any(side % EVEN_SIDE for side in size_hw)]
+        if uneven:
+            sizes = ", ".join(f"{width}x{height}" for height, width in uneven)
+            near = ", ".join(f"{width}x{height}" for height, width in dict.fromkeys(map(_nearest_even, uneven)))
+            notes.append(
+                f"inputs of {sizes}: no multiples of {EVEN_SIDE}, so that anchors drift from where the network looks, "
+                f"which small objects feel (README, what width and resolution cost); near ones: {near}"
+            )
+        return notes
+
     def to_json(self) -> dict[str, Any]:
         """The content of the plan's file."""
         data = self.base.data
@@ -228,6 +250,11 @@ def _require_values(axes: Axes) -> None:
         wrong = [number for number in numbers or () if not 0 < number <= MOST_TIMES]  # NaN is not
         if wrong:
             raise ConfigError(f"{OPTIONS[name]} {wrong[0]:g}: expected numbers above 0, at most {MOST_TIMES}")
+
+
+def _nearest_even(input_hw: tuple[int, int]) -> tuple[int, int]:
+    height, width = (max(1, round(side / EVEN_SIDE)) * EVEN_SIDE for side in input_hw)
+    return height, width
 
 
 def _refuse_swept(words: Sequence[str], axes: Axes) -> None:

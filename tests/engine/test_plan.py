@@ -98,6 +98,14 @@ def test_every_entry_of_the_catalogue_says_its_backbone() -> None:
     assert imagenet_weights("mobilenet_v1", alpha=detector.alpha) is not detector
 
 
+@pytest.mark.usefixtures("uncounted")
+def test_sizes_that_cells_do_not_tile_are_said_with_the_nearest_that_they_do(recipe: Path, toy: Path) -> None:
+    assert planned(recipe, toy, alphas=[0.5], rhos=[1, 1.5]).notes() == []  # 64 and 96
+    (note,) = planned(recipe, toy, "model.base_hw=[150,300]", alphas=[0.5, 1], rhos=[1, 0.75]).notes()
+    assert note.startswith("inputs of 300x150, 225x113: no multiples of 32")
+    assert note.endswith("near ones: 288x160, 224x128")  # 150 / 32 = 4.7, 300 / 32 = 9.4, 112.5 → 113 / 32 = 3.5
+
+
 def test_a_network_that_cannot_be_built_is_a_fault_of_its_own_run(recipe: Path, toy: Path) -> None:
     good, bad = planned(recipe, toy, alphas=[0.5], rhos=[1, 0.25]).runs  # 64 × 0.25 = 16 pixels
     assert good.fault is None
