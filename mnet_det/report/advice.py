@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from mnet_det.errors import ConfigError
 from mnet_det.report.study import LatencyRow, Point, Spread, Study
 
 USUAL_FPS = (60.0, 30.0, 15.0, 10.0)
+UNSTEADY = 1.5
+"""By how much the 95th percentile of a time may exceed its median before the report warns."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,47 @@ def sentences(advice: Advice, *, budget: str) -> list[str]:
     ]
 
 
+def best_at_usual_rates(study: Study) -> str:
+    """One sentence where the best point of all keeps the fastest of `USUAL_FPS`; empty where it does not."""
+    best = _best(candidates(study))
+    if best is None or best.ms > 1000 / max(USUAL_FPS):
+        return ""
+    p95 = best.latency.total_ms.p95
+    over = [f"{fps:g}" for fps in USUAL_FPS if p95 > 1000 / fps]
+    tail = f", which is over at {_listed(over)} fps" if over else ""
+    return (
+        f"At {max(USUAL_FPS):g} fps and every slower rate it is {best.point.words}, the best of all measured points: "
+        f"{ap_words(best.ap)}, {best.ms:.1f} ms a frame at the median ({best.latency.fps:.1f} fps), "
+        f"{p95:.1f} ms at the 95th percentile{tail}."
+    )
+
+
+def unsteady_points(study: Study) -> tuple[Point, ...]:
+    """Points whose times something else on the machine has disturbed."""
+    return tuple(
+        point
+        for point in study.points
+        if point.latency is not None and point.latency.total_ms.p95 > UNSTEADY * point.latency.total_ms.p50
+    )
+
+
+def unsteady_words(study: Study) -> str:
+    """How many times were unsteady, and what to do; what follows it is `again_command`. Empty where none was."""
+    unsteady = len(unsteady_points(study))
+    if not unsteady:
+        return ""
+    timed = sum(point.latency is not None for point in study.points)
+    return (
+        f"The times of {unsteady} of {timed} {'point' if timed == 1 else 'points'} were unsteady (95th percentile "
+        f"above {UNSTEADY:g} × the median): measure them again while nothing else runs"
+    )
+
+
+def again_command(study: Study) -> str:
+    """What measures the times of a study again."""
+    return shlex.join(["mnet-det", "report", str(study.folder), "--again"])
+
+
 def ap_words(ap: Spread) -> str:
     """AP with its spread: "AP 0.412 ± 0.004 (3 seeds)"."""
     spread = "one seed" if ap.sd is None else f"{ap.seeds} seeds"
@@ -179,7 +223,7 @@ def _about_better(best: Candidate, better: Candidate | None, *, most_sd: float |
     gain = better.ap.mean - best.ap.mean
     return (
         f"The next better point is {better.point.words}: {gain:+.3f} AP, {better.ms - best.ms:.1f} ms more a frame, "
-        f"{better.latency.fps:.1f} fps: over the budget{_doubt(best.ap, better.ap, most_sd=most_sd)}."
+        f"{better.latency.fps:.1f} fps: over the budget{_doubt(best, better, most_sd=most_sd)}."
     )
 
 
@@ -194,20 +238,30 @@ def _about_cheaper(best: Candidate, cheaper: Candidate, *, most_sd: float | None
     if overlaps:
         return [f"{less}: within the spread of the seeds, so it may be as good."]
     return [
-        f"{less}; with one seed of either, nobody knows whether that is more than the chance of a seed"
+        f"{less}; {_single(best, cheaper)} nobody knows whether that is more than the chance of a seed"
         f"{_elsewhere(most_sd)}."
     ]
 
 
-def _doubt(one: Spread, other: Spread, *, most_sd: float | None) -> str:
-    overlaps = within_spread(one, other)
+def _doubt(one: Candidate, other: Candidate, *, most_sd: float | None) -> str:
+    overlaps = within_spread(one.ap, other.ap)
     if overlaps is None:
-        return f"; with one seed of either, the gain may be the chance of a seed{_elsewhere(most_sd)}"
+        return f"; {_single(one, other)} the gain may be the chance of a seed{_elsewhere(most_sd)}"
     return "; the gain is within the spread of the seeds" if overlaps else ""
 
 
+def _single(one: Candidate, other: Candidate) -> str:
+    """Which of two has one seed, of which nobody knows the spread."""
+    single = [candidate for candidate in (one, other) if candidate.ap.sd is None]
+    return "with one seed each," if len(single) == 2 else f"{single[0].point.words} has one seed, so"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def _elsewhere(most_sd: float | None) -> str:
-    """How large chance is where it is known, to judge a difference by that has one seed of either."""
+    """How large chance is where it is known, to judge a difference by that has one seed of one or both."""
     return "" if most_sd is None else f" (points with several seeds have ± {most_sd:.3f} at most)"
 
 

@@ -13,6 +13,7 @@ from mnet_det.report.cost_figures import leading
 from mnet_det.report.figure_style import (
     COLOURS,
     GREY,
+    LEAST_SPAN,
     PALE,
     Look,
     contrast,
@@ -66,7 +67,7 @@ def draw_classes(study: Study) -> Figure | None:
     ticks = axes.set_yticks(range(len(names)), [f"{short(name)} ({objects[name]})" for name in names], fontsize=9)
     plain([tick.label1 for tick in ticks])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(LEAST_SPAN, axes.get_xlim()[1]))
     axes.set_xlabel("AP; in brackets: objects on the validation images")
     legend(figure, axes, columns=4)
     return figure
@@ -98,6 +99,7 @@ def draw_sizes(study: Study) -> Figure | None:
         )
     axes.set_xticks(range(len(AP_SIZES)), [_size_words(study, name) for name in AP_SIZES])
     axes.grid(visible=False, axis="x")
+    axes.set_ylim(top=max(LEAST_SPAN, axes.get_ylim()[1]))
     axes.set_ylabel("AP")
     legend(figure, axes, columns=4)
     return figure

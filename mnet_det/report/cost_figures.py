@@ -19,6 +19,7 @@ from mnet_det.report.figure_style import (
     looks,
     new_figure,
     plain,
+    span_scores,
 )
 from mnet_det.report.paper import SOURCE, TABLE_13, is_coco, kept_by_ours, kept_by_paper, tables_beside
 from mnet_det.report.pareto import pareto_front
@@ -110,6 +111,7 @@ def draw_cost(study: Study, cost: Cost) -> Figure | None:
         _name_looks(axes, points, look)
     theirs = _mark_table_13(axes, cost) if is_coco(study.data.class_names) else []
     axes.margins(x=0.12, y=0.14)
+    span_scores(axes)
     log_x(axes)
     axes.set_xlabel(f"{cost.title} (log scale){_where(study, cost)}")
     axes.set_ylabel(f"AP on {study.data.validation_images} validation images")
@@ -205,6 +207,7 @@ def draw_kept(study: Study) -> Figure | None:
         )
         labels += [Label(kept.mult_adds, kept.score, kept.name, GREY, True) for kept in theirs[1:]]
     axes.margins(x=0.1, y=0.12)
+    span_scores(axes)
     log_x(axes)
     axes.set_xlabel("multiply-adds, of the full network's (log scale)")
     axes.set_ylabel("score, of the full network's")
@@ -252,6 +255,7 @@ def draw_training(study: Study) -> Figure | None:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.locator_params(axis="x", integer=True)
+    span_scores(panels[-1])  # AP's
     legend(figure, panels[0], columns=min(6, len(named)))
     return figure
 

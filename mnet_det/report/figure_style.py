@@ -51,6 +51,8 @@ class Look:
     line: Any
 
 
+LEAST_SPAN = 0.05
+"""Of scores on an axis: a smaller difference is not drawn as if it were large."""
 MARK_PX = 7
 """Half the side of a mark, on the figure."""
 FONTS = (
@@ -95,6 +97,15 @@ def new_figure(*, height_in: float, columns: int = 1) -> tuple[Figure, list[Any]
         each.grid(color=PALE, linewidth=0.6)
         each.set_axisbelow(True)
     return figure, axes
+
+
+def span_scores(axes: Any) -> None:
+    """An axis of scores that does not magnify differences below `LEAST_SPAN`; it goes no further below 0 for that."""
+    low, high = axes.get_ylim()
+    lacking = LEAST_SPAN - (high - low)
+    if lacking > 0:
+        bottom = max(min(low, 0.0), low - lacking / 2)
+        axes.set_ylim(bottom, bottom + LEAST_SPAN)
 
 
 def log_x(axes: Any) -> None:

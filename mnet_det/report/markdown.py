@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from mnet_det.report.advice import (
+    UNSTEADY,
     USUAL_FPS,
     advise,
+    again_command,
+    best_at_usual_rates,
     budget_words,
     candidates,
     sentences,
     threads_words,
+    unsteady_points,
+    unsteady_words,
 )
 from mnet_det.report.class_figures import (
     CLASSES_SHOWN,
@@ -20,6 +25,7 @@ from mnet_det.report.class_figures import (
     classes_by_objects,
     shown_confusion,
 )
+from mnet_det.report.comparison import compare, relative_to
 from mnet_det.report.cost_figures import COSTS, front, leading
 from mnet_det.report.paper import SOURCE, TABLE_6, TABLE_7, TABLE_13, PaperRow, is_coco, kept_by_ours, tables_beside
 from mnet_det.report.study import AP_SIZES, Latency, LatencyRow, Measured, Point, Spread, Study
@@ -27,9 +33,8 @@ from mnet_det.report.study import AP_SIZES, Latency, LatencyRow, Measured, Point
 NONE = "n/a"
 MARKS = {"mult_adds": "M", "params": "P", "total_ms": "ms"}
 """Costs whose Pareto front the main table marks, by the mark."""
-SCORES = ("AP", "AP50", "AP75", *AP_SIZES, "AR_100")
-UNSTEADY = 1.5
-"""By how much the 95th percentile of a time may exceed its median before the report warns."""
+SCORES = ("AP75", *AP_SIZES, "AR_100")
+"""Those that the main table has behind what is asked for first: AP, AP50, times and sizes."""
 SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 """What a backslash takes the meaning from; others mean something at the start of a line only, where no name stands."""
 
@@ -47,6 +52,7 @@ def write_markdown(study: Study, *, figures: Mapping[str, str], budget: tuple[fl
         _what(study),
         _points(study),
         _advice(study, budget),
+        _less(study),
         _cost_figures(study, figures),
         _classes(study, figures),
         _precision_recall(study, figures),
@@ -77,9 +83,17 @@ def code_cell(text: str) -> str:
     return code(text).replace("|", "\\|")
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
-    """A table whose first columns are text and the others numbers; cells are Markdown already."""
-    ruler = [":---" if index < left else "---:" for index in range(len(heads))]
+def code_block(commands: Sequence[str]) -> list[str]:
+    """Commands as a block of code, a line each."""
+    lines = [" ".join(command.split()) for command in commands]
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}sh", *lines, fence]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text: Collection[str] = ()) -> list[str]:
+    """A table of numbers, but for the first column and those whose heads are in `text`; cells are Markdown already."""
+    ruler = [":---" if index == 0 or head in text else "---:" for index, head in enumerate(heads)]
     return [f"| {' | '.join(cells)} |" for cells in (heads, ruler, *rows)]
 
 
@@ -95,8 +109,6 @@ def _what(study: Study) -> list[str]:
         f"- Data: {data.training_images:,} training and {data.validation_images:,} validation images, "
         f"{len(data.class_names)} classes{_files(study)}",
     ]
-    if study.command is not None:
-        lines.append(f"- Command: {code(study.command)}")
     measured = [each for point in study.points for each in point.finished]
     if measured:
         epochs = _sorted(str(each.epochs) for each in measured if each.epochs is not None)
@@ -109,6 +121,8 @@ def _what(study: Study) -> list[str]:
         )
     if study.latency is not None:
         lines.append(f"- Timed on {escaped(study.latency.cpu)}: {escaped(study.latency.images)}{_threshold(study)}")
+    if study.command is not None:
+        lines += ["", *code_block(study.command.split(" && "))]  # a sweep that was extended has several
     return lines
 
 
@@ -141,17 +155,17 @@ def _machines(measured: Sequence[Measured]) -> str:
 def _points(study: Study) -> list[str]:
     """The main table: a row a point."""
     fronts = {mark: front(study, cost) for cost in COSTS if (mark := MARKS.get(cost.key))}
-    heads = ["point", "start", "timed with", "front", "input", *map(_head, SCORES), "M mult-adds", "M params", "MB"]
-    heads += ["network ms", "total ms", "fps", "minutes"]
+    heads = ["point", "AP", "AP50", "network ms", "total ms", "fps", "M mult-adds", "M params", "MB", "front"]
+    heads += [*map(_head, SCORES), "input", "minutes", "start", "timed with"]
     rows = []
     for point in study.points:
         marks = [mark for mark, on in fronts.items() if any(point.network == other.network for other in on)]
-        rows.append([*_about(point), " ".join(marks) or "–", *_numbers(point)])
+        rows.append([_named(point), *_asked_first(point), " ".join(marks) or "–", *_others(point)])
     several = any(len(point.finished) > 1 for point in study.points)
     return [
         "## Points",
         "",
-        *table(heads, rows, left=4),
+        *table(heads, rows, text=("front", "start", "timed with")),
         "",
         "AP and AR are 0…1"
         + (
@@ -168,26 +182,34 @@ def _head(name: str) -> str:
     return name.replace("_", "\\_")
 
 
-def _about(point: Point) -> list[str]:
-    start = "random weights" if point.start is None else code_cell(point.start)
-    runtime = NONE if point.latency is None else f"{escaped(point.latency.runtime)}, {threads_words(point.latency)}"
+def _named(point: Point) -> str:
     states = [run.state for run in point.runs if run.state != "finished"]
     done = f"{len(point.finished)} of {len(point.runs)} runs finished" if len(point.runs) > 1 else "".join(states)
     note = f" ({done})" if states else ""
-    return [f"{escaped(point.words)}{note}", start, runtime]
+    return f"{escaped(point.words)}{note}"
 
 
-def _numbers(point: Point) -> list[str]:
+def _asked_first(point: Point) -> list[str]:
+    """How good, how fast and how large it is: what a screen shows without scrolling sideways."""
     row = point.latency
     return [
-        f"{point.input_hw[1]}x{point.input_hw[0]}",
-        *(_spread(point.number(name)) for name in SCORES),
+        *(_spread(point.number(name)) for name in ("AP", "AP50")),
+        *(_stage(row, stage) for stage in ("network_ms", "total_ms")),
+        NONE if row is None else f"{row.fps:.1f}",
         _scaled(point.mult_adds, 1e6, 0),
         _scaled(point.params, 1e6, 2),
         _scaled(point.file_bytes, 1e6, 1),
-        *(_stage(row, stage) for stage in ("network_ms", "total_ms")),
-        NONE if row is None else f"{row.fps:.1f}",
+    ]
+
+
+def _others(point: Point) -> list[str]:
+    row = point.latency
+    return [
+        *(_spread(point.number(name)) for name in SCORES),
+        f"{point.input_hw[1]}x{point.input_hw[0]}",
         _spread(point.mean(lambda measured: measured.minutes), digits=1),
+        "random weights" if point.start is None else code_cell(point.start),
+        NONE if row is None else f"{escaped(row.runtime)}, {threads_words(row)}",
     ]
 
 
@@ -214,17 +236,24 @@ def _advice(study: Study, budget: tuple[float, float | None] | None) -> list[str
         ms, fps = budget
         words = sentences(advise(study, ms), budget=budget_words(ms, fps=fps))
         lines += [f"**{escaped(words[0])}** {escaped(' '.join(words[1:]))}".rstrip(), ""]
-    rows = [_rate(study, fps) for fps in USUAL_FPS]
+    if unsteady := unsteady_words(study):
+        lines += [f"{escaped(unsteady)}: {code(again_command(study))}.", ""]
     assert study.latency is not None
     return [
         *lines,
-        *table(
-            ["rate", "best measured point", "AP", "ms a frame, p50 / p95", "its fps", "next better point"], rows, left=2
-        ),
+        *_rates(study),
         "",
         f"Only measured points, timed on {escaped(study.latency.cpu)}; nothing is predicted for others, or for another "
         "machine.",
     ]
+
+
+def _rates(study: Study) -> list[str]:
+    """The best point by rate; one sentence where it is the same for all."""
+    if same := best_at_usual_rates(study):
+        return [escaped(same)]
+    heads = ["rate", "best measured point", "AP", "ms a frame, p50 / p95", "its fps", "next better point"]
+    return table(heads, [_rate(study, fps) for fps in USUAL_FPS], text=("best measured point",))
 
 
 def _rate(study: Study, fps: float) -> list[str]:
@@ -241,6 +270,36 @@ def _rate(study: Study, fps: float) -> list[str]:
     over = " (p95 is over)" if advice.p95_is_over else ""
     row = best.latency
     return [rate, escaped(best.point.words), _spread(best.ap), _stage(row, "total_ms") + over, f"{row.fps:.1f}", more]
+
+
+def _less(study: Study) -> list[str]:
+    """What the smaller networks lose and gain."""
+    comparisons = compare(study)
+    if not comparisons:
+        return []
+    rows = [
+        [
+            escaped(each.point.words),
+            f"{each.ap:+.3f}",
+            each.seeds_words,
+            _percent(each.mult_adds),
+            _percent(each.params),
+            NONE if each.times_as_fast is None else f"{each.times_as_fast:.1f}×",
+        ]
+        for each in comparisons
+    ]
+    heads = ["point", "AP difference", "seeds", "of the multiply-adds", "of the parameters", "times as fast"]
+    return [
+        "## What less costs and gives",
+        "",
+        *table(heads, rows, text=("seeds",)),
+        "",
+        escaped(relative_to(comparisons)),
+    ]
+
+
+def _percent(part: float | None) -> str:
+    return NONE if part is None else f"{part:.1%}"
 
 
 def _picture(figures: Mapping[str, str], key: str, words: str) -> list[str]:
@@ -373,7 +432,7 @@ def _unfinished(study: Study) -> list[str]:
         [escaped(point.words), str(run.seed), run.state, escaped(run.reason), code_cell(run.name)]
         for point, run in study.unfinished
     ]
-    lines = table(["point", "seed", "state", "why", "folder"], rows, left=5)
+    lines = table(["point", "seed", "state", "why", "folder"], rows, text=("state", "why", "folder"))
     return ["## Failed and missing runs", "", *lines]
 
 
@@ -384,8 +443,7 @@ def _how_to_read(study: Study) -> list[str]:
 def how_to_read(study: Study) -> list[str]:
     """What the numbers are not, as sentences in plain text."""
     lines = [
-        f"{_chosen(study)} For a number to publish, score on images that played no part (mnet-det eval).",
-        "Scores of best F1 are chosen on the validation images as well.",
+        *_chosen(study),
         "Multiply-adds and parameters are counted, not measured; the file is the exported float32 model.",
     ]
     if len({point.start for point in study.points}) > 1:
@@ -405,18 +463,40 @@ def how_to_read(study: Study) -> list[str]:
     return [*lines, *_about_seeds(study)]
 
 
-def _chosen(study: Study) -> str:
-    """Which weights AP is of: best.pt, the best of as many as were scored while training."""
-    counts = {
+def _chosen(study: Study) -> list[str]:
+    """What was chosen on the validation images: best.pt, the best of as many as were scored while training.
+
+    Nothing while no run is finished.
+    """
+    counts = [
         sum("AP" in row for row in run.history)
         for point in study.points
         for run in point.runs
-        if run.state == "finished" and run.history
-    }
-    if counts == {1}:
-        return "AP is that of best.pt, which was scored once while it trained, on this very list of images."
-    times = f"{counts.pop()} validations" if len(counts) == 1 and counts != {0} else "all validations"
-    return f"AP is that of best.pt, which is the best of {times} on this very list of images: it reads high."
+        if run.state == "finished"
+    ]
+    if not counts:
+        return []
+    several = sorted(count for count in counts if count > 1)
+    best_of = "the best of several validations"
+    if several:
+        times = f"{several[0]}" if several[0] == several[-1] else f"{several[0]} to {several[-1]}"
+        best_of = f"the best of {times} validations"
+    here = "on this very list of images"
+    if len(several) == len(counts):
+        chosen = f"AP is that of best.pt, which is {best_of} {here}: it reads high."
+    elif counts.count(1) == len(counts):
+        chosen = f"AP is that of best.pt, which was scored once while it trained, {here}."
+    elif 0 in counts:  # of some, metrics.csv does not say
+        chosen = f"AP is that of best.pt, which was chosen {here}: it reads high where it is {best_of}."
+    else:
+        chosen = (
+            f"AP is that of best.pt: in {len(several)} of {len(counts)} finished runs {best_of} {here}, which reads "
+            "high; in the others scored once while it trained."
+        )
+    return [
+        f"{chosen} For a number to publish, score on images that played no part (mnet-det eval).",
+        "Scores of best F1 are chosen on the validation images as well.",
+    ]
 
 
 def _about_runtimes(study: Study, latency: Latency) -> list[str]:
@@ -430,11 +510,7 @@ def _about_runtimes(study: Study, latency: Latency) -> list[str]:
 
 def _about_unsteady(study: Study) -> list[str]:
     """Which times something else on the machine has disturbed."""
-    unsteady = [
-        point.words
-        for point in study.points
-        if point.latency is not None and point.latency.total_ms.p95 > UNSTEADY * point.latency.total_ms.p50
-    ]
+    unsteady = [point.words for point in unsteady_points(study)]
     if not unsteady:
         return []
     return [

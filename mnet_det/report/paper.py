@@ -105,14 +105,22 @@ def kept_by_ours(points: Sequence[Point]) -> tuple[tuple[Point, Kept], ...]:
     return tuple(kept) if len(kept) > len(full) else ()
 
 
-def _reference(point: Point, points: Sequence[Point]) -> tuple[float, int] | None:
-    """AP and multiply-adds of the full network of a point's kind."""
+def full_network(point: Point, points: Sequence[Point]) -> Point | None:
+    """Alpha 1, rho 1 of a point's head and backbone; None where it was not scored."""
     for other in points:
         network = other.network
         same = (network.head, network.backbone) == (point.network.head, point.network.backbone)
         if same and network.alpha == 1 and network.rho == 1 and other.ap is not None and other.mult_adds:
-            return (other.ap.mean, other.mult_adds) if other.ap.mean > 0 else None
+            return other
     return None
+
+
+def _reference(point: Point, points: Sequence[Point]) -> tuple[float, int] | None:
+    """AP and multiply-adds of the full network of a point's kind."""
+    full = full_network(point, points)
+    if full is None or full.ap is None or full.mult_adds is None:
+        return None
+    return (full.ap.mean, full.mult_adds) if full.ap.mean > 0 else None
 
 
 def tables_beside(points: Sequence[Point]) -> dict[str, tuple[PaperRow, ...]]:

@@ -226,7 +226,7 @@ class Run:
     """One training of a point.
 
     Attributes:
-        reason: why it is not finished; empty if it is.
+        reason: why it is not finished, with its log's path from the sweep's folder; empty if it is.
         measured: None unless finished.
         history: metrics.csv, a row an epoch; empty cells are left out.
         config: config.yaml as text; empty where there is none.
@@ -479,8 +479,8 @@ def _state(
         return "finished", "", measured
     if (folder / "failed.json").is_file():
         failure = _read(folder / "failed.json", _Failure)
-        where = f" (log: {failure.log})" if failure.log else ""
-        return "failed", failure.reason + where, None
+        where = f" (log: {planned.name}/{failure.log})" if failure.log else ""
+        return "failed", failure.reason.removeprefix("failed, ") + where, None  # the state says that it failed
     if measured is not None:
         return "not done", "its measured.json is of another plan: its key is not the plan's", None
     if history:

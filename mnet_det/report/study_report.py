@@ -11,7 +11,15 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from mnet_det.files import write_json, write_text
-from mnet_det.report.advice import Advice, advise, budget_ms, budget_words, sentences
+from mnet_det.report.advice import (
+    Advice,
+    advise,
+    again_command,
+    budget_ms,
+    budget_words,
+    sentences,
+    unsteady_words,
+)
 from mnet_det.report.class_figures import draw_classes, draw_confusion, draw_precision_recall, draw_sizes
 from mnet_det.report.cost_figures import COSTS, DRAWN, draw_cost, draw_kept, draw_training
 from mnet_det.report.figure_style import installed_fonts
@@ -34,7 +42,7 @@ class Report:
     Attributes:
         files: report.md, report.html, report.json and the figures.
         advice: for the budget; None without one.
-        sentences: the advice in words; empty without a budget.
+        sentences: the advice in words, if there is a budget; the last one says that times were unsteady, if they were.
     """
 
     study: Study
@@ -72,9 +80,11 @@ def write_report(folder: Path, *, fps: float | None = None, ms: float | None = N
         with suppress(OSError):
             (folder / f"{name}.png").unlink(missing_ok=True)
     advice = None if limit is None else advise(study, limit)
-    words = () if advice is None else tuple(sentences(advice, budget=budget_words(advice.budget_ms, fps=fps)))
+    words = [] if advice is None else sentences(advice, budget=budget_words(advice.budget_ms, fps=fps))
+    if unsteady := unsteady_words(study):
+        words = [*words, f"{unsteady}: `{again_command(study)}`."]
     files = ("report.md", "report.html", "report.json", *names.values())
-    return Report(study, tuple(folder / name for name in files), advice, words)
+    return Report(study, tuple(folder / name for name in files), advice, tuple(words))
 
 
 def write_page(study: Study, path: Path, *, fps: float | None = None) -> None:

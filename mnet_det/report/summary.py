@@ -11,10 +11,15 @@ from mnet_det.report.advice import (
     Advice,
     Candidate,
     advise,
+    again_command,
+    best_at_usual_rates,
     budget_words,
     candidates,
     sentences,
+    unsteady_points,
+    unsteady_words,
 )
+from mnet_det.report.comparison import compare, relative_to
 from mnet_det.report.cost_figures import COSTS, front
 from mnet_det.report.paper import (
     SOURCE,
@@ -55,6 +60,8 @@ def study_json(study: Study, *, budget: tuple[float, float | None] | None = None
         "fronts": {cost.key: [study.points.index(point) for point in front(study, cost)] for cost in COSTS},
         "advice": [_advice_json(study, advise(study, 1000 / fps), fps=fps) for fps in USUAL_FPS],
         "budget": None if budget is None else _advice_json(study, advise(study, budget[0]), fps=budget[1]),
+        "unsteady": unsteady_json(study),
+        "less": less_json(study),
         "kept": kept_json(study),
         "paper": {
             "source": SOURCE,
@@ -82,6 +89,7 @@ def page_json(study: Study) -> dict[str, Any]:
         "numbers": list(NUMBERS),
         "costs": [{"key": cost.key, "title": cost.title, "unit": cost.unit} for cost in COSTS],
         "steps": advice_steps(study),
+        "same_at_usual_rates": best_at_usual_rates(study),
     }
 
 
@@ -93,6 +101,35 @@ def advice_steps(study: Study) -> list[dict[str, Any]]:
     known = candidates(study)
     edges = sorted({0.0} | {ms for each in known for ms in (each.ms, each.latency.total_ms.p95)})
     return [{"from_ms": edge, "sentences": sentences(advise(study, edge), budget=BUDGET)} for edge in edges]
+
+
+def unsteady_json(study: Study) -> dict[str, Any] | None:
+    """Which times were unsteady, and what to do about it; None where none was."""
+    if not (words := unsteady_words(study)):
+        return None
+    points = [study.points.index(point) for point in unsteady_points(study)]
+    return {"points": points, "words": words, "command": again_command(study)}
+
+
+def less_json(study: Study) -> dict[str, Any] | None:
+    """What the smaller networks lose and gain; None where there is nothing to compare."""
+    comparisons = compare(study)
+    if not comparisons:
+        return None
+    rows = [
+        {
+            "point": study.points.index(each.point),
+            "largest": study.points.index(each.largest),
+            "AP": each.ap,
+            "within_spread": each.within_spread,
+            "seeds": each.seeds_words,
+            "mult_adds": each.mult_adds,
+            "params": each.params,
+            "times_as_fast": each.times_as_fast,
+        }
+        for each in comparisons
+    ]
+    return {"relative_to": relative_to(comparisons), "points": rows}
 
 
 def kept_json(study: Study) -> dict[str, Any] | None:

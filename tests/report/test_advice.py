@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from mnet_det.errors import ConfigError
-from mnet_det.report.advice import advise, budget_ms, budget_words, sentences, threads_words, within_spread
+from mnet_det.report.advice import (
+    advise,
+    again_command,
+    best_at_usual_rates,
+    budget_ms,
+    budget_words,
+    sentences,
+    threads_words,
+    unsteady_words,
+    within_spread,
+)
 from mnet_det.report.study import LatencyRow, Measured, Spread, Stage, Study, read_study
 
 
@@ -88,8 +98,34 @@ def test_differences_within_the_spread_of_seeds_are_said(study: Study) -> None:
 def test_with_one_seed_nobody_knows(study: Study) -> None:
     study = measured(study, ((0.5,), 40, 41), ((0.4,), 20, 21))
     assert "AP 0.500 (one seed)" in said(study, 50)
-    assert "with one seed of either, nobody knows" in said(study, 50)
-    assert "with one seed of either, the gain may be the chance of a seed" in said(study, 30)
+    assert "with one seed each, nobody knows" in said(study, 50)
+    assert "with one seed each, the gain may be the chance of a seed" in said(study, 30)
+
+
+def test_which_of_two_points_has_one_seed_is_said(study: Study) -> None:
+    study = measured(study, ((0.5, 0.52), 40, 41), ((0.4,), 20, 21))
+    assert "20.0 ms less a frame; alpha 0.75, rho 1 has one seed, so nobody knows whether" in said(study, 50)
+    assert "over the budget; alpha 0.75, rho 1 has one seed, so the gain may be the chance of a seed" in said(study, 30)
+
+
+def test_a_best_point_that_keeps_60_fps_is_said_in_one_sentence(study: Study) -> None:
+    study = measured(study, ((0.5, 0.5), 16, 36), ((0.4, 0.4), 8, 9))  # 60 fps are 16.7 ms, 30 fps 33.3, 15 fps 66.7
+    said = "At 60 fps and every slower rate it is alpha 1, rho 1, the best of all measured points: "
+    times = "16.0 ms a frame at the median (62.5 fps), 36.0 ms at the 95th percentile"
+    same = best_at_usual_rates(study)
+    assert same == f"{said}AP 0.500 ± 0.000 (2 seeds), {times}, which is over at 60 and 30 fps."
+    assert best_at_usual_rates(measured(study, ((0.5, 0.5), 16, 16.5))).endswith("16.5 ms at the 95th percentile.")
+    assert best_at_usual_rates(measured(study, ((0.5, 0.5), 17, 18), ((0.4, 0.4), 8, 9))) == ""
+
+
+def test_unsteady_times_are_counted(study: Study) -> None:
+    assert unsteady_words(study) == ""  # 95th percentiles are 1.05 times the medians
+    study = measured(study, ((0.5, 0.5), 20, 30), ((0.4, 0.4), 10, 15.1), ((0.3, 0.3), 5, 50))  # the first just not
+    assert unsteady_words(study) == (
+        "The times of 2 of 3 points were unsteady (95th percentile above 1.5 × the median): measure them again while "
+        "nothing else runs"
+    )
+    assert again_command(replace(study, folder=Path("my runs"))) == "mnet-det report 'my runs' --again"
 
 
 def test_a_rate_just_missed_does_not_read_as_met(study: Study) -> None:

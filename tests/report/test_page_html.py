@@ -184,6 +184,65 @@ def test_what_was_not_timed_is_neither_within_the_budget_nor_over_it(
 
 
 @needs_browser
+def test_what_less_costs_and_what_to_measure_again_is_told(
+    show: Callable[[Path], Any], make_sweep: Callable[..., Path]
+) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    plan = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(
+        json.dumps(plan | {"command": "mnet-det sweep a && mnet-det sweep a --seeds 0,1"})
+    )
+    latency = json.loads((folder / "latency.json").read_text())
+    for row, ms in zip(latency["rows"], (12.4, 4.0), strict=True):
+        row["total_ms"] = {"p50": ms, "p95": 1.6 * ms}
+    (folder / "latency.json").write_text(json.dumps(latency))
+    tab = show(folder)
+    cells = tab("[...document.querySelectorAll('#less-table tbody td')].map((cell) => cell.textContent)")
+    assert cells[0] == "alpha 0.5, rho 1"
+    assert re.fullmatch(r"-0\.\d{3}", cells[1])
+    assert cells[2:] == ["one seed each", "28.0%", "28.7%", "3.1×"]  # 12.4 / 4.0
+    assert tab("$('less-note').textContent").startswith("Relative to alpha 1, rho 1: AP")
+    assert tab("$('unsteady').textContent").startswith("The times of 2 of 2 points were unsteady")
+    assert tab("$('unsteady').textContent").endswith(f": mnet-det report {folder} --again.")
+    assert "At 60 fps and every slower rate it is alpha 1, rho 1" in tab("$('rate-table').textContent")
+    commands = tab("[...document.querySelectorAll('#facts code')].map((line) => line.textContent)")
+    assert commands == ["mnet-det sweep a", "mnet-det sweep a --seeds 0,1"]
+
+
+@needs_browser
+def test_a_hair_of_difference_is_no_mountain_and_the_axis_can_be_read(
+    show: Callable[[Path], Any], make_sweep: Callable[..., Path]
+) -> None:
+    folder = make_sweep()
+    for place, path in enumerate(sorted(folder.glob("*/measured.json"))):
+        measured = json.loads(path.read_text())
+        path.write_text(json.dumps(measured | {"scores": measured["scores"] | {"AP": 0.58 + 0.0001 * place}}))
+    tab = show(folder)
+    assert tab("$('less').hidden") is False
+    axis = "[...document.querySelectorAll('#plot-figure text.axis[text-anchor=end]')]"
+    ticks = [text for text in tab(f"{axis}.map((text) => text.textContent)") if "fps" not in text]
+    assert ticks == ["0.56", "0.57", "0.58", "0.59", "0.6"]
+    for y in ('["number","AP"]', '["number","AP50"]'):
+        for values in ("[0.5801, 0.5804]", "[0.12345, 0.98765]", "[0, 0]"):
+            assert tab(f"range({values}, {{ floor: 0, least: LEAST }}).every((value) => value >= 0 && value < 1.2)")
+        tab(f"$('y').value = '{y}'; drawPlot()")
+        name = tab("document.querySelector('#plot-figure text[transform]').getBoundingClientRect().right")
+        assert name <= min(tab(f"{axis}.map((text) => text.getBoundingClientRect().left)"))
+    small = "frame({ x: [0, 1], y: [0.12341, 0.12349], xTitle: 'x', yTitle: 'y' })"
+    assert tab(f"{small}.left") == 26 + 7 * len("0.1234")
+
+
+@needs_browser
+def test_a_table_that_goes_on_has_a_shade_at_its_edge(
+    show: Callable[[Path], Any], make_sweep: Callable[..., Path]
+) -> None:
+    tab = show(make_sweep())
+    style = "getComputedStyle($('point-table'))"
+    assert tab(f"{style}.backgroundAttachment") == "local, scroll"  # the first covers the second at the end
+    assert tab(f"{style}.backgroundImage").count("linear-gradient") == 2
+
+
+@needs_browser
 def test_axes_can_be_chosen(show: Callable[[Path], Any], make_sweep: Callable[..., Path]) -> None:
     tab = show(make_sweep(rhos=(1.0, 0.64)))
     for key in ("mult_adds", "params", "network_ms", "total_ms", "file_bytes"):

@@ -82,7 +82,8 @@ def test_each_run_is_finished_failed_or_not_done(make_sweep: Callable[..., Path]
     (narrow / "measured.json").unlink()
     study = read_study(folder)
     assert state_of(study, 1.0) == ("finished", "")
-    assert state_of(study, 0.75) == ("failed", "the loss was not finite 5 times in a row (log: train.log)")
+    name = next(folder.glob("*alpha0.75*")).name
+    assert state_of(study, 0.75) == ("failed", f"the loss was not finite 5 times in a row (log: {name}/train.log)")
     assert state_of(study, 0.5) == ("not done", "not begun")
     assert state_of(study, 0.25) == ("not done", "trained up to epoch 16, not measured yet")
     assert [point.network.alpha for point in study.scored] == [1.0]
@@ -102,6 +103,12 @@ def test_a_fault_of_the_plan_is_a_failure(make_sweep: Callable[..., Path]) -> No
     plan["runs"][1]["fault"] = "the input is too small"
     (folder / "sweep.json").write_text(json.dumps(plan))
     assert state_of(read_study(folder), 0.5) == ("failed", "the input is too small")
+
+
+def test_a_failure_does_not_say_twice_that_it_failed(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(failed=((0.75, 1.0, 0),))
+    change(next(folder.glob("*alpha0.75*/failed.json")), reason="failed, no memory", log=None)
+    assert state_of(read_study(folder), 0.75) == ("failed", "no memory")
 
 
 def test_folders_that_the_plan_does_not_name_are_passed_over(make_sweep: Callable[..., Path]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mnet_det.errors import ConfigError
 from mnet_det.report.class_figures import draw_classes, draw_confusion, shown_confusion
 from mnet_det.report.cost_figures import COSTS, draw_cost, front, leading
-from mnet_det.report.figure_style import COLOURS, contrast, ink, installed_fonts
+from mnet_det.report.figure_style import COLOURS, LEAST_SPAN, contrast, ink, installed_fonts
 from mnet_det.report.markdown import escaped, how_to_read
 from mnet_det.report.study import Confusion, read_study
 from mnet_det.report.study_report import FIGURES, write_report
@@ -44,8 +44,9 @@ def test_a_sweep_is_reported_whole(make_sweep: Callable[..., Path]) -> None:
     assert set(re.findall(r"\]\((.*?\.png)\)", text)) == {name for name in names if name.endswith(".png")}
     assert report.sentences[0].startswith("For 40 fps (25.0 ms a frame), the best measured point is alpha 0.5, rho 1")
     assert f"**{escaped(report.sentences[0])}**" in text
-    assert "| alpha 0.5, rho 1 (1 of 2 runs finished) | `mobilenet_v1_0.5_160_quant` |" in text
-    assert "the loss was not finite 5 times in a row (log: train.log)" in text
+    assert "| alpha 0.5, rho 1 (1 of 2 runs finished) | 0.5" in text
+    assert "| `mobilenet_v1_0.5_160_quant` | openvino, 2 threads |" in text
+    assert re.search(r"the loss was not finite 5 times in a row \(log: ssd-[^ ]*seed1-[0-9a-f]+/train\.log\)", text)
     assert "best of 8 validations on this very list of images: it reads high" in text
     assert "theirs, on COCO: not comparable with AP on these data" in text
     content = json.loads((folder / "report.json").read_text())
@@ -89,7 +90,7 @@ def test_names_mean_nothing_to_markdown(make_sweep: Callable[..., Path], hostile
     for table in tables_of(text):
         assert len({len(row) for row in table}) == 1
         assert all(re.fullmatch(":?-+:?", cell) for cell in table[1])
-    prose = re.sub(r"(`+).*?\1", "", text)
+    prose = re.sub(r"(`+).*?\1", "", text, flags=re.DOTALL)
     assert "<" not in prose
     assert r"| a\|b\*c\_d\_\[e\](f) | 0 | n/a | n/a |" in text
 
@@ -156,6 +157,69 @@ def test_a_class_named_other_is_not_the_sum_of_others(make_run: Callable[..., Pa
     assert "other" in labels[:-2]
 
 
+def test_what_is_asked_for_first_stands_first(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    write_report(folder)
+    points = tables_of((folder / "report.md").read_text())[0]
+    assert points[0][:7] == ["point", "AP", "AP50", "network ms", "total ms", "fps", "M mult-adds"]
+    assert points[0][7:10] == ["M params", "MB", "front"]
+    left = [head for head, rule in zip(points[0], points[1], strict=True) if rule.startswith(":")]
+    assert left == ["point", "front", "start", "timed with"]
+    # 0.5: 1.13 · (0.88 · 0.25 + 0.12 · 0.5) = 0.316 G multiply-adds; 8 + 25 · 0.3164 = 15.9 ms, 3.5 more in total
+    assert points[3][3:7] == ["15.9 / 16.7", "19.4 / 20.4", "51.5", "316"]
+
+
+def test_the_command_of_an_extended_sweep_is_a_line_each(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    plan = json.loads((folder / "sweep.json").read_text())
+    command = "mnet-det sweep a.yaml --alpha 1 && mnet-det sweep a.yaml --alpha 1,0.5 data.root='```'"
+    (folder / "sweep.json").write_text(json.dumps(plan | {"command": command}))
+    write_report(folder)
+    lines = (folder / "report.md").read_text().splitlines()
+    start = lines.index("````sh")  # longer than what stands in it
+    assert lines[start + 1 : start + 4] == [*command.split(" && "), "````"]
+
+
+def test_unsteady_times_are_said_beside_the_advice(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    latency = json.loads((folder / "latency.json").read_text())
+    latency["rows"][1]["total_ms"] = {"p50": 10.0, "p95": 15.1}
+    (folder / "latency.json").write_text(json.dumps(latency))
+    said = "The times of 1 of 2 points were unsteady (95th percentile above 1.5 × the median)"
+    for report in (write_report(folder), write_report(folder, fps=30)):
+        assert report.sentences[-1].startswith(said)
+        assert report.sentences[-1].endswith(f"while nothing else runs: `mnet-det report {folder} --again`.")
+    text = (folder / "report.md").read_text()
+    assert text.index("## Which one to take") < text.index(said) < text.index("| rate |")
+    assert json.loads((folder / "report.json").read_text())["unsteady"]["points"] == [1]
+
+
+def test_rates_that_all_name_one_point_are_one_sentence(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    write_report(folder)
+    assert "| rate |" in (folder / "report.md").read_text()
+    latency = json.loads((folder / "latency.json").read_text())
+    for row in latency["rows"]:
+        row["total_ms"] = {"p50": 9.0, "p95": 9.5}
+    (folder / "latency.json").write_text(json.dumps(latency))
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "| rate |" not in text
+    assert "At 60 fps and every slower rate it is alpha 1, rho 1" in text
+
+
+def test_a_hair_of_difference_is_not_drawn_as_a_large_one(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    for path, ap in zip(sorted(folder.glob("*/measured.json")), (0.0004, 0.0008), strict=True):
+        measured = json.loads(path.read_text())
+        path.write_text(json.dumps(measured | {"scores": measured["scores"] | {"AP": ap}}))
+    figure = draw_cost(read_study(folder), COSTS[0])
+    assert figure is not None
+    low, high = figure.axes[0].get_ylim()
+    assert high - low == pytest.approx(LEAST_SPAN)
+    assert -0.001 < low < 0.0004  # from about 0 on, where scores begin
+
+
 def test_how_to_read_says_what_differs_between_points(make_sweep: Callable[..., Path]) -> None:
     text = " ".join(how_to_read(read_study(make_sweep(alphas=(1.0, 0.5), seeds=(0, 1), failed=((0.5, 1.0, 1),)))))
     assert "best of 8 validations" in text  # of 16 epochs every second
@@ -180,6 +244,28 @@ def test_a_single_validation_was_no_choice(make_run: Callable[..., Path]) -> Non
     text = " ".join(how_to_read(read_study(folder)))
     assert "scored once while it trained" in text
     assert "AP was scored with torch, time was taken with openvino." in text
+
+
+def test_how_ap_was_chosen_is_said_of_finished_runs_alone(make_sweep: Callable[..., Path]) -> None:
+    """A sweep with one validation a run was said to read high as the best of all while its runs were unfinished."""
+    others = ((0.75, 1.0, 0), (0.5, 1.0, 0))
+    folder = make_sweep(alphas=(1.0, 0.75, 0.5), open=others, epochs=2)  # every second epoch is scored
+    assert "scored once while it trained, on this very list" in " ".join(how_to_read(read_study(folder)))
+    begun = make_sweep(alphas=(1.0, 0.75, 0.5), failed=((1.0, 1.0, 0),), open=others)
+    next(begun.glob("*alpha1-*/measured.json")).unlink()
+    text = " ".join(how_to_read(read_study(begun)))
+    assert "best.pt" not in text
+    assert "best F1" not in text
+
+
+def test_runs_of_one_and_of_several_validations_are_told_apart(make_sweep: Callable[..., Path]) -> None:
+    folder = make_sweep(alphas=(1.0, 0.5))
+    (next(folder.glob("*alpha0.5*")) / "metrics.csv").write_text("epoch,loss,AP\n1,2.5,\n2,2.4,0.25\n")
+    text = " ".join(how_to_read(read_study(folder)))
+    assert "in 1 of 2 finished runs the best of 8 validations on this very list of images, which reads high" in text
+    (next(folder.glob("*alpha0.5*")) / "metrics.csv").unlink()
+    text = " ".join(how_to_read(read_study(folder)))
+    assert "it reads high where it is the best of 8 validations" in text
 
 
 def test_letters_are_of_the_first_font_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
