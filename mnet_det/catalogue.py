@@ -356,7 +356,8 @@ def find_entry(name: str) -> Entry:
 def imagenet_weights(backbone: str, *, alpha: float) -> Entry | None:
     """The ImageNet weights to start a backbone of this width from: the first in the catalogue, if there are any.
 
-    Of MobileNetV1, those at addresses that do not change come first: at every width 8-bit weights of the same training.
+    Of MobileNetV1, those at addresses that do not change come first: at every width 8-bit weights of one
+    series, each trained at an input size of its own.
     """
     fitting = (entry for entry in CATALOGUE if entry.kind != "detector" and entry.backbone == backbone)
     return next((entry for entry in fitting if entry.alpha == alpha), None)

@@ -201,7 +201,10 @@ def sweep(
     words: Words = None,
     alpha: Annotated[str | None, typer.Option(help="Widths, such as 1,0.75,0.5,0.25.")] = None,
     rho: Annotated[str | None, typer.Option(help="Resolutions, such as 1,0.5; the config's own unless given.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Train each point so often, such as 0,1,2.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Each point is trained once with each, such as 0,1,2; the config's own unless given."),
+    ] = None,
     head: Annotated[str | None, typer.Option(help="Heads, such as ssd,ssdlite; the config's own unless given.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Backbones, such as mobilenet_v1,mobilenet_v2; the config's own unless given.")
@@ -218,7 +221,7 @@ def sweep(
     Each starts from the ImageNet weights of its width, else from random ones. The same command in a second terminal
     takes runs that nobody has yet.
 
-    Example: mnet-det sweep configs/finetune_ssd300_mobilenet_v1.yaml data.root=my_data --alpha 1,0.75,0.5,0.25 --jobs 2
+    Example: mnet-det sweep configs/sweep_ssd300_mobilenet_v1.yaml data.root=my_data --alpha 1,0.75,0.5,0.25 --jobs 2
     """
     with _ctrl_c_ends():
         from mnet_det.engine.device import count_gpus
@@ -491,8 +494,8 @@ def demo(
         return load_predictor(_model_file(word), runtime=runtime, threads=threads, rho=rho)
 
     rhos = _numbers("rho", rho or "")
-    if not all(0 < value < 10 for value in rhos):
-        raise typer.BadParameter(f"--rho {rho}: expected numbers between 0 and 10, such as 1,0.5")
+    if not all(0 < value <= 10 for value in rhos):
+        raise typer.BadParameter(f"--rho {rho}: expected numbers above 0, at most 10, such as 1,0.5")
     require_screen(screen)
     if record is not None:
         require_video(record)
@@ -1259,6 +1262,8 @@ def _report(
         elif runs:
             measure_latency(folder, runs, threads=threads, data_config=data_config, again=again, say=_say)
     except MnetDetError as error:  # the data stayed on another machine, say: what is known is reported all the same
+        if again:
+            raise
         _say(f"speed not measured: {error}", file=sys.stderr)
     report = write_report(folder, fps=fps, ms=ms)
     print_study(_console(), report.study)

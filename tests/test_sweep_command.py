@@ -16,7 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mnet_det.cli import app
+from mnet_det.engine import measure
 from mnet_det.engine.claim import claim, is_taken
+from mnet_det.errors import MnetDetError
 from mnet_det.live.lineup import load_lineup
 from mnet_det.runtime import load_predictor
 
@@ -90,6 +92,19 @@ def test_a_sweep_is_a_lineup_of_its_points(sweep: Path) -> None:
     models = load_lineup([str(sweep)], lambda word, rho: load_predictor(word, runtime="openvino"))
     assert [model.metadata.alpha for model in models] == [0.2, 0.1]
     assert all(model.metadata.class_scores is not None for model in models)
+
+
+def test_a_report_whose_speeds_were_to_be_measured_again_does_not_pass_old_ones_off_as_new(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MnetDetError("the disk is full")
+
+    monkeypatch.setattr(measure, "measure_latency", fail)
+    assert mnet_det("report", sweep).exit_code == 0  # with the speeds that are known
+    again = mnet_det("report", sweep, "--again")
+    assert again.exit_code == 1
+    assert "the disk is full" in str(again.exception)
 
 
 def test_a_dry_run_plans_and_writes_nothing(recipe: Path, toy: Path, tmp_path: Path) -> None:

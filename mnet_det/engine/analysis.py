@@ -24,6 +24,7 @@ from mnet_det.engine.evaluate import (
     restrict,
 )
 from mnet_det.engine.scorers import ClassMatches, Verdict, judge_matches
+from mnet_det.runtime.postprocess import VIEWING_SCORE
 from mnet_det.runtime.predictor import Predictor
 from mnet_det.structures import IntArray
 
@@ -42,8 +43,6 @@ AP_PARTS: dict[str, tuple[slice, int]] = {
 """The IoUs and the area in COCOeval's `precision` over which each is the mean."""
 MATCH_IOU = 0.5
 """From here on a detection and a true box are a pair in the confusion matrix."""
-NO_BEST_SCORE = 0.5
-"""Threshold of a class that has no best one."""
 DIGITS = 6
 """To which thresholds are kept, and all values written."""
 BACKGROUND = "background"
@@ -247,7 +246,7 @@ def _analyse(
         results,
         truth,
         id_of=id_of,
-        scores={name: NO_BEST_SCORE if entry is None else entry.score for name, entry in best.items()},
+        scores={name: VIEWING_SCORE if entry is None else entry.score for name, entry in best.items()},
         ignored_ids=frozenset().union(*(found.ignored_ids for found in matches.values())),
     )
     analysis = Analysis(

@@ -22,6 +22,7 @@ from mnet_det.runtime import Predictor
 from mnet_det.runtime.backends import physical_cores
 from mnet_det.runtime.benchmark import Benchmark, MatrixProduct, StageSummary, looking, row_of
 from mnet_det.runtime.interleave import ROUNDS, interleave
+from mnet_det.runtime.postprocess import VIEWING_SCORE
 from mnet_det.structures import Image
 
 Load = Callable[..., Predictor]
@@ -29,8 +30,8 @@ Load = Callable[..., Predictor]
 CLASSES = 80
 """Of the models with random weights: COCO's, since predictors and postprocessing grow with the classes."""
 SCENE_HW = (480, 640)
-LIVE_SCORE = 0.5
-"""The demo's threshold: measured is what a person watches, not what AP needs."""
+LIVE_SCORE = VIEWING_SCORE
+"""Measured is what a person watches, not what AP needs."""
 MOST_IMAGES = 64
 """Of a folder."""
 PRODUCT_SIZE = 1024

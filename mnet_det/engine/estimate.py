@@ -26,7 +26,7 @@ OBJECTS = 10
 
 
 def estimate(plan: Plan, folder: Path, *, jobs: int, console: Console) -> dict[str, float | None]:
-    """Minutes that are left of each run, by its name: 0 where it is finished, None where it cannot be built or timed.
+    """Minutes that are left of each run that is not finished, by its name; None where it cannot be built or timed.
 
     Of a run that was interrupted, the epochs that are behind are not counted.
 
@@ -51,14 +51,11 @@ def estimate(plan: Plan, folder: Path, *, jobs: int, console: Console) -> dict[s
             console.print(f"timing {run.point}", highlight=False)
             try:
                 seconds[run.point] = seconds_per_image(run, classes=len(plan.class_names))
-            except (
-                RuntimeError,
-                MemoryError,
-            ) as error:  # memory that does not hold it; the others are timed all the same
+            except (RuntimeError, MemoryError) as error:  # memory does not hold it; the others are timed all the same
                 reason = str(error).splitlines()[0] if str(error) else "out of memory"
                 console.print(f"{run.point}: cannot be timed, {reason}", highlight=False, markup=False, soft_wrap=True)
                 seconds[run.point] = None
-    minutes: dict[str, float | None] = {run.name: None if run.fault else 0.0 for run in plan.runs}
+    minutes: dict[str, float | None] = {run.name: None for run in plan.runs if run.fault is not None}
     for run in unfinished:
         each = seconds[run.point]
         behind = read_trained(folder / run.name).epochs

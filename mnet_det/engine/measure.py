@@ -71,7 +71,7 @@ def measure_run(
         The content of `measured.json`.
 
     Raises:
-        CheckpointError: there is no `best.pt`, it cannot be used, or training wrote another one meanwhile.
+        CheckpointError: there is no `best.pt`, it cannot be used, or training was seen to write another one meanwhile.
         DataError: the data that it was trained on are not there any more.
         MnetDetError: a file cannot be written.
     """

@@ -171,8 +171,8 @@ class Plan:
             sizes = ", ".join(f"{width}x{height}" for height, width in uneven)
             near = ", ".join(f"{width}x{height}" for height, width in dict.fromkeys(map(_nearest_even, uneven)))
             notes.append(
-                f"inputs of {sizes}: no multiples of {EVEN_SIDE}, so that anchors drift from where the network looks, "
-                f"which small objects feel (README, what width and resolution cost); near ones: {near}"
+                f"inputs of {sizes}: no multiples of {EVEN_SIDE}, so that anchors and the network's steps drift apart, "
+                f"which may cost AP (README, what width and resolution cost); near ones: {near}"
             )
         return notes
 

@@ -106,7 +106,14 @@ def print_scores(console: Console, scores: _Scores) -> None:
 
 
 def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, float | None], *, jobs: int) -> None:
-    """What a sweep would train, from which weights, and about how long: `minutes` are 0 where nothing is left to do."""
+    """What a sweep would train, from which weights, and about how long.
+
+    Args:
+        console: where it is printed.
+        runs: all of the plan.
+        minutes: left of each run that is not finished, by its name; None where nobody knows.
+        jobs: runs at a time.
+    """
     table = _table(
         "plan",
         "run",
@@ -119,14 +126,13 @@ def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, flo
         names=[str(run) for run in runs],
     )
     for run in runs:
-        left = minutes[run.name]
         table.add_row(
             Text(str(run)),
             f"{run.input_hw[1]}x{run.input_hw[0]}",
             Text(run.start or "random weights"),
             _amount(run.mult_adds, unit=1e9),
             _amount(run.params, unit=1e6),
-            "cannot be built" if left is None else "finished" if left == 0 else f"{max(left, 0.1):.1f}",
+            _left(run, minutes),
         )
     console.print(table)
     for run in runs:
@@ -134,12 +140,22 @@ def print_plan(console: Console, runs: Sequence[_Run], minutes: Mapping[str, flo
             console.print(f"{run}: {run.fault}", highlight=False, soft_wrap=True)
     known = [left for left in minutes.values() if left is not None]
     total = max(sum(known) / jobs, max(known, default=0.0))  # no sooner than the longest one
-    to_do = sum(left > 0 for left in known)
+    to_do = [run for run in runs if run.fault is None and run.name in minutes]
+    untimed = f", {len(to_do) - len(known)} of them not timed" if len(known) < len(to_do) else ""
     console.print(
-        f"{to_do} of {len(runs)} runs to do, about {total:.1f} min with {jobs} at a time: an "
+        f"{len(to_do)} of {len(runs)} runs to do{untimed}, about {total:.1f} min with {jobs} at a time: an "
         "estimate from a few steps of each network, without reading images and measuring",
         highlight=False,
     )
+
+
+def _left(run: _Run, minutes: Mapping[str, float | None]) -> str:
+    if run.fault is not None:
+        return "cannot be built"
+    if run.name not in minutes:
+        return "finished"
+    left = minutes[run.name]
+    return "not timed" if left is None else f"{max(left, 0.1):.1f}"
 
 
 def print_study(console: Console, study: Study) -> None:

@@ -251,18 +251,23 @@ def test_a_plan_says_what_starts_from_what_and_how_long_it_takes() -> None:
         PlannedRun("b", start=None),
         PlannedRun("c", mult_adds=None, params=None, fault="the input would be 16x16 pixels"),
         PlannedRun("d"),
+        PlannedRun("e"),
+        PlannedRun("f"),
     ]
     shown = console()
-    print_plan(shown, runs, {"a": 90.0, "b": 10.0, "c": None, "d": 0.0}, jobs=2)
+    print_plan(shown, runs, {"a": 90.0, "b": 10.0, "c": None, "e": None, "f": 0.0}, jobs=2)
     assert cells(shown) == [
         ["ssd on a", "300x225", "mobilenet_v1_0.5_160_quant", "0.297", "2.34", "90.0"],
         ["ssd on b", "300x225", "random weights", "0.297", "2.34", "10.0"],
         ["ssd on c", "300x225", "mobilenet_v1_0.5_160_quant", "n/a", "n/a", "cannot be built"],
         ["ssd on d", "300x225", "mobilenet_v1_0.5_160_quant", "0.297", "2.34", "finished"],
+        ["ssd on e", "300x225", "mobilenet_v1_0.5_160_quant", "0.297", "2.34", "not timed"],
+        ["ssd on f", "300x225", "mobilenet_v1_0.5_160_quant", "0.297", "2.34", "0.1"],  # trained, and to be measured
     ]
     lines = text(shown).splitlines()
     assert "ssd on c: the input would be 16x16 pixels" in lines
-    assert lines[-1].startswith("2 of 4 runs to do, about 90.0 min with 2 at a time")  # not (90 + 10) / 2
+    # not (90 + 10) / 2
+    assert lines[-1].startswith("4 of 6 runs to do, 1 of them not timed, about 90.0 min with 2 at a time")
 
 
 def test_a_study_has_a_row_a_point_and_says_what_is_missing(make_sweep: Callable[..., Path]) -> None:
