@@ -24,6 +24,7 @@ import typer  # noqa: E402
 
 from mnet_det.errors import ConfigError, DataError, MnetDetError  # noqa: E402
 from mnet_det.interrupt import Stopped, stop_signals  # noqa: E402
+from mnet_det.sweep_folder import PLAN_FILE  # noqa: E402
 
 if TYPE_CHECKING:
     from mnet_det.config import Config, DataConfig
@@ -294,7 +295,7 @@ def report(
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}; expected the folder of a run or a sweep")
-    if (folder / "sweep.json").exists():
+    if (folder / PLAN_FILE).exists():
         from mnet_det.engine.sweep import finished_runs
 
         runs = finished_runs(folder)
@@ -1076,7 +1077,7 @@ def _names(text: str | None) -> list[str]:
 
 def _run_checkpoint(word: str) -> str:
     """The best checkpoint of a run's folder; any other word as it is."""
-    if os.path.isfile(os.path.join(word, "sweep.json")):
+    if os.path.isfile(os.path.join(word, PLAN_FILE)):
         raise ConfigError(f"{word}: is a sweep of several models; give the folder of one of its runs")
     best = os.path.join(word, "best.pt")
     return best if os.path.isfile(best) else word
@@ -1257,7 +1258,7 @@ def _report(
     from mnet_det.report.tables import print_study
 
     try:
-        if (folder / "sweep.json").exists() and is_being_trained(folder):
+        if (folder / PLAN_FILE).exists() and is_being_trained(folder):
             _say("speed not measured while runs of this sweep are trained, which would slow it; report again later")
         elif runs:
             measure_latency(folder, runs, threads=threads, data_config=data_config, again=again, say=_say)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     "mnet_det": -1,  # `import mnet_det` is free
     **dict.fromkeys(("structures", "errors"), 0),
-    **dict.fromkeys(("files", "cache", "image_header", "interrupt"), 0.5),  # level 1, below the rest of it
+    **dict.fromkeys(
+        ("files", "cache", "image_header", "interrupt", "sweep_folder"), 0.5
+    ),  # level 1, below the rest of it
     "download": 0.75,  # writes files, and the catalogue pulls with it
     **dict.fromkeys(("config", "images", "preprocess", "draw", "catalogue", "doctor"), 1),
     **dict.fromkeys(("models", "data", "weights", "runtime"), 2),

@@ -28,6 +28,21 @@ from mnet_det.errors import DataError, ImageError
 from mnet_det.images import read_image
 from mnet_det.structures import Detections, FloatArray, Image, IntArray
 
+NUMBERS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR_100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+"""Names of COCOeval's twelve numbers, in its order."""
 PLACES_NAMED = 3
 """How many faults of one kind a message names before it only counts them."""
 

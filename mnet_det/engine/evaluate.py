@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mnet_det.data.coco import CocoData, read_coco_json, to_results
+from mnet_det.data.coco import NUMBERS, CocoData, read_coco_json, to_results
 from mnet_det.data.faults import Fault
 from mnet_det.engine import scorers
 from mnet_det.engine.distributed import ALONE, World
@@ -20,21 +20,6 @@ from mnet_det.errors import DataError, ImageError, MnetDetError
 from mnet_det.runtime.predictor import Predictor
 from mnet_det.structures import Detections, Image
 
-NUMBERS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR_1",
-    "AR_10",
-    "AR_100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
-)
-"""Names of COCOeval's twelve numbers, in its order."""
 READERS = 2
 READ_AHEAD = 16
 """Images that are under way at a time: some being read, some in the network. More where the engine wants more."""

@@ -18,7 +18,7 @@ from mnet_det.engine.analysis import analyse_model
 from mnet_det.engine.bench import LIVE_SCORE, MOST_IMAGES
 from mnet_det.engine.checkpoint import open_detector, store_class_scores
 from mnet_det.engine.claim import turn
-from mnet_det.engine.plan import MEASURED_FILE, Point
+from mnet_det.engine.plan import Point
 from mnet_det.engine.torch_backend import load_torch_predictor
 from mnet_det.errors import CheckpointError, DataError, ImageError
 from mnet_det.files import sha256_of, write_json
@@ -29,6 +29,7 @@ from mnet_det.runtime.cache import exported
 from mnet_det.runtime.choice import installed_engines
 from mnet_det.runtime.predictor import load_predictor
 from mnet_det.structures import Image
+from mnet_det.sweep_folder import MEASURED_FILE
 
 DETECTIONS_FILE = "detections.json"
 LATENCY_FILE = "latency.json"

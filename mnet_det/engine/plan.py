@@ -21,10 +21,8 @@ from mnet_det.errors import ConfigError, DataError, MnetDetError
 from mnet_det.files import sha256_of, write_json
 from mnet_det.models import build_detector
 from mnet_det.models.cost import Cost, count_cost
+from mnet_det.sweep_folder import PLAN_FILE
 
-PLAN_FILE = "sweep.json"
-MEASURED_FILE = "measured.json"
-"""In a run's folder, once it is finished."""
 FORMAT = 1
 KEY_DIGITS = 6
 """Of a run's key in its folder's name."""
@@ -236,10 +234,13 @@ def plan_sweep(path: Path, words: Sequence[str], axes: Axes) -> Plan:
         class_names=data.class_names,
         training_images=len(data),
         validation_images=len(val_data),
-        set_aside=None
-        if given or base.model.init is None or str(base.model.init) == PRETRAINED
-        else str(base.model.init),
+        set_aside=None if given else _set_aside(base.model),
     )
+
+
+def _set_aside(model: ModelConfig) -> str | None:
+    """The weights that a config file names for one width; timm's own are those of any."""
+    return None if model.init is None or str(model.init) == PRETRAINED else str(model.init)
 
 
 def _require_values(axes: Axes) -> None:

@@ -11,21 +11,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from mnet_det.config import Config, parse_config
 from mnet_det.engine.claim import BUSY_STATUS, is_taken
-from mnet_det.engine.plan import MEASURED_FILE, PlannedRun, read_plan
+from mnet_det.engine.plan import PlannedRun, read_plan
 from mnet_det.errors import CheckpointError, DataError, MnetDetError
 from mnet_det.files import write_json
 from mnet_det.runtime.backends import physical_cores
+from mnet_det.sweep_folder import FAILED_FILE, MEASURED_FILE, is_measured
 
 PLANNED_FILE = "planned.json"
 """What a job is to do: the run's config and key."""
 LOG_FILE = "train.log"
 CLOCK_FILE = "clock.json"
-FAILED_FILE = "failed.json"
 WORKER = (sys.executable, "-m", "mnet_det", "sweep-run")
 """Makes the run of the folder that is named to it."""
 POLL_S = 0.2
@@ -55,14 +56,6 @@ class Outcome:
 def is_finished(folder: Path, run: PlannedRun) -> bool:
     """Whether a run of a sweep is measured, with the very settings and data of the plan."""
     return is_measured(folder / run.name, key=run.key)
-
-
-def is_measured(folder: Path, *, key: str) -> bool:
-    """Whether the run in this folder has that key and is measured."""
-    with suppress(OSError, ValueError, AttributeError):
-        measured = json.loads((folder / MEASURED_FILE).read_text(encoding="utf-8"))
-        return bool(measured.get("key") == key) and (folder / "best.pt").is_file()
-    return False
 
 
 def finished_runs(folder: Path) -> list[Path]:
@@ -116,46 +109,77 @@ def run_sweep(
     Raises:
         MnetDetError: a file cannot be written.
     """
-    failed = {run: run.fault for run in runs if run.fault is not None}
-    for run, fault in failed.items():
-        _note_failure(folder, run, fault, log=None)
-        say(f"{run}: cannot be built, {fault}")
-    waiting = [run for run in runs if run not in failed and not is_finished(folder, run)]
-    free = list(range(jobs))
-    running: list[_Job] = []
-    elsewhere = _Elsewhere(say, {run.name: _noted_at(folder, run) for run in waiting})
-    news = _News(say)
+    sweep = _Sweep(folder, jobs=jobs, gpus=gpus, say=say, worker=worker)
+    sweep.enlist(runs)
     try:
-        while (waiting or running) and not stopped():
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                free.append(job.slot)
-                if job.process.returncode == BUSY_STATUS:  # somebody was quicker
-                    waiting.append(job.run)
-                    continue
-                reason = _why_it_failed(folder, job)
-                if reason is not None:
-                    failed[job.run] = reason
-                    _note_failure(folder, job.run, reason, log=LOG_FILE)
-                say(f"{job.run}: {reason or _outcome(folder, job.run)}; {len(waiting) + len(running)} to go")
-            waiting = [run for run in waiting if not is_finished(folder, run)]  # another process may have done it
-            for run in elsewhere.untaken(waiting, folder)[: len(free)] if free else []:
-                reason = elsewhere.failure(folder, run)
-                if reason is not None:
-                    waiting.remove(run)
-                    failed[run] = reason
-                    say(f"{run}: {reason}, in another process")
-                    continue
-                waiting.remove(run)
-                verb = "goes on" if (folder / run.name / "last.pt").exists() else "begins"
-                say(f"{run}: {verb}; its log is {folder / run.name / LOG_FILE}")
-                running.append(_start(folder, run, slot=free.pop(0), jobs=jobs, gpus=gpus, worker=worker))
-            news.tell(folder, running)
+        while (sweep.waiting or sweep.running) and not stopped():
+            sweep.collect()
+            sweep.begin()
+            sweep.news.tell(folder, sweep.running)
             time.sleep(POLL_S)
     finally:
-        _stop(running, say)
+        _stop(sweep.running, say)
     finished = tuple(run for run in runs if is_finished(folder, run))
-    return Outcome(finished, {run: reason for run, reason in failed.items() if run not in finished})
+    return Outcome(finished, {run: reason for run, reason in sweep.failed.items() if run not in finished})
+
+
+class _Sweep:
+    """Where every run stands: waiting, running, failed, or else finished."""
+
+    def __init__(
+        self, folder: Path, *, jobs: int, gpus: int, say: Callable[[str], None], worker: Sequence[str]
+    ) -> None:
+        self.folder, self.say = folder, say
+        self.waiting: list[PlannedRun] = []
+        self.running: list[_Job] = []
+        self.failed: dict[PlannedRun, str] = {}
+        self.news = _News(say)
+        self._elsewhere = _Elsewhere(say)
+        self._free = list(range(jobs))
+        self._start = partial(_start, folder, jobs=jobs, gpus=gpus, worker=worker)
+
+    def enlist(self, runs: Sequence[PlannedRun]) -> None:
+        """Wait with those that are not finished and can be built."""
+        for run in runs:
+            if run.fault is not None:
+                self.failed[run] = run.fault
+                _note_failure(self.folder, run, run.fault, log=None)
+                self.say(f"{run}: cannot be built, {run.fault}")
+            elif not is_finished(self.folder, run):
+                self.waiting.append(run)
+                self._elsewhere.noted_before[run.name] = _noted_at(self.folder, run)
+
+    def collect(self) -> None:
+        """Take note of the jobs that have ended."""
+        for job in [job for job in self.running if job.process.poll() is not None]:
+            self.running.remove(job)
+            self._free.append(job.slot)
+            if job.process.returncode == BUSY_STATUS:  # somebody was quicker
+                self.waiting.append(job.run)
+                continue
+            reason = _why_it_failed(self.folder, job)
+            if reason is not None:
+                self.failed[job.run] = reason
+                _note_failure(self.folder, job.run, reason, log=LOG_FILE)
+            to_go = len(self.waiting) + len(self.running)
+            self.say(f"{job.run}: {reason or _outcome(self.folder, job.run)}; {to_go} to go")
+
+    def begin(self) -> None:
+        """Start runs that nobody has, as many as there is room for."""
+        self.waiting = [run for run in self.waiting if not is_finished(self.folder, run)]  # another may have done it
+        if not self._free:
+            return
+        for run in self._elsewhere.untaken(self.waiting, self.folder)[: len(self._free)]:
+            self.waiting.remove(run)
+            reason = self._elsewhere.failure(self.folder, run)
+            if reason is not None:
+                self.failed[run] = reason
+                self.say(f"{run}: {reason}, in another process")
+                continue
+            own = self.folder / run.name
+            verb = "goes on" if (own / "last.pt").exists() else "begins"
+            self.say(f"{run}: {verb}; its log is {own / LOG_FILE}")
+            self.running.append(self._start(run, slot=self._free.pop(0)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +201,7 @@ class _Elsewhere:
     """
 
     say: Callable[[str], None]
-    noted_before: Mapping[str, int | None]
+    noted_before: dict[str, int | None] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     looked_at: float = -LOOK_AGAIN_S
     taken: set[str] = field(default_factory=set)
@@ -390,9 +414,7 @@ def make_run(folder: Path, *, threads: int | None, console: Any) -> None:
     from mnet_det.engine.train import train
 
     config, key = _read_planned(folder)
-    if is_measured(
-        folder, key=key
-    ):  # by another process, after the sweep had looked and before this one had the folder
+    if is_measured(folder, key=key):  # by another process, since the sweep looked
         return
     if not _is_trained(folder, config):
         saved = any((folder / name).exists() for name in ("last.pt", "previous.pt"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnet_det.errors import CheckpointError, ConfigError
+from mnet_det.sweep_folder import PLAN_FILE, is_measured
 
 if TYPE_CHECKING:
     from mnet_det.runtime.predictor import Predictor
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 MOST_MODELS = 32
 """All are loaded at the start, and stay in memory."""
 
-PLAN = "sweep.json"
 """What makes a folder a sweep's; it names the runs, of which several may train one network with other seeds."""
 
 RUN_OF_SWEEP = re.compile(r"(?P<network>.+)-alpha[\d.]+-rho[\d.]+-seed\d+-[0-9a-f]+")
@@ -119,7 +119,7 @@ def _work(predictor: Predictor) -> float:
 
 def _models_in(folder: Path, say: Callable[[str], None]) -> list[str]:
     """A sweep's networks; the best checkpoint of a run, or of each run in a folder; else the exported files in it."""
-    if (folder / PLAN).is_file():
+    if (folder / PLAN_FILE).is_file():
         return _models_of_sweep(folder, say)
     for pattern in ("best.pt", "*/best.pt", "**/best.pt", "*.onnx", "*.xml"):
         found = sorted(folder.glob(pattern))
@@ -134,7 +134,7 @@ def _models_in(folder: Path, say: Callable[[str], None]) -> list[str]:
 
 def _models_of_sweep(folder: Path, say: Callable[[str], None]) -> list[str]:
     """The best checkpoint of each network of a sweep: of its first run in the plan that is finished."""
-    plan = _read_json(folder / PLAN)
+    plan = _read_json(folder / PLAN_FILE)
     try:
         runs = [
             (json.dumps(run["point"], sort_keys=True), folder / run["name"], run["key"])
@@ -145,12 +145,12 @@ def _models_of_sweep(folder: Path, say: Callable[[str], None]) -> list[str]:
         runs = None
     if runs is None:
         raise CheckpointError(
-            f"{folder / PLAN}: damaged, or not the plan of a sweep; run its `mnet-det sweep` command again: it "
+            f"{folder / PLAN_FILE}: damaged, or not the plan of a sweep; run its `mnet-det sweep` command again: it "
             "writes that anew and trains nothing twice"
         )
     models: dict[str, str] = {}
     for network, run, key in runs:
-        if network not in models and _is_finished(run, key=key):
+        if network not in models and is_measured(run, key=key):
             models[network] = str(run / "best.pt")
     if not models:
         raise CheckpointError(
@@ -161,12 +161,6 @@ def _models_of_sweep(folder: Path, say: Callable[[str], None]) -> list[str]:
     if len(models) < planned:
         say(f"{folder}: {len(models)} of this sweep's {planned} networks are finished")
     return list(models.values())
-
-
-def _is_finished(run: Path, *, key: str) -> bool:
-    """Whether a run was trained and measured as the plan has it, and not as an earlier plan had it."""
-    measured = _read_json(run / "measured.json")
-    return isinstance(measured, dict) and measured.get("key") == key and (run / "best.pt").is_file()
 
 
 def _read_json(path: Path) -> Any:

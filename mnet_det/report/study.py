@@ -14,22 +14,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mnet_det.errors import DataError
+from mnet_det.sweep_folder import FAILED_FILE, MEASURED_FILE, PLAN_FILE, is_measured
 
-NUMBERS = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR_1",
-    "AR_10",
-    "AR_100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
-)
-"""COCOeval's twelve, in its order."""
 AP_SIZES = ("AP_small", "AP_medium", "AP_large")
 BACKGROUND = "background"
 State = Literal["finished", "failed", "not done"]
@@ -389,9 +375,9 @@ def read_study(folder: Path) -> Study:
     Raises:
         DataError: the folder is neither, or a file in it is damaged.
     """
-    if (folder / "sweep.json").is_file():
+    if (folder / PLAN_FILE).is_file():
         return _read_sweep(folder)
-    if (folder / "measured.json").is_file():
+    if (folder / MEASURED_FILE).is_file():
         return _read_single(folder)
     what = "no such folder" if not folder.is_dir() else "neither a sweep nor a measured run"
     raise DataError(
@@ -401,7 +387,7 @@ def read_study(folder: Path) -> Study:
 
 
 def _read_sweep(folder: Path) -> Study:
-    path = folder / "sweep.json"
+    path = folder / PLAN_FILE
     plan = _read(path, _Plan)
     if not plan.runs:
         raise DataError(f"{path}: its plan has no runs")
@@ -474,13 +460,15 @@ def _state(
     """Finished, failed or not done, why, and what was measured."""
     if planned.fault is not None:
         return "failed", planned.fault, None
-    measured = _read_measured(folder) if (folder / "measured.json").is_file() else None
-    if measured is not None and measured.key == planned.key:
+    measured = _read_measured(folder) if (folder / MEASURED_FILE).is_file() else None
+    if measured is not None and is_measured(folder, key=planned.key):
         return "finished", "", measured
-    if (folder / "failed.json").is_file():
-        failure = _read(folder / "failed.json", _Failure)
+    if (folder / FAILED_FILE).is_file():
+        failure = _read(folder / FAILED_FILE, _Failure)
         where = f" (log: {planned.name}/{failure.log})" if failure.log else ""
         return "failed", failure.reason.removeprefix("failed, ") + where, None  # the state says that it failed
+    if measured is not None and measured.key == planned.key:
+        return "not done", "its best.pt is gone", None
     if measured is not None:
         return "not done", "its measured.json is of another plan: its key is not the plan's", None
     if history:
@@ -489,7 +477,7 @@ def _state(
 
 
 def _read_measured(folder: Path) -> Measured:
-    path = folder / "measured.json"
+    path = folder / MEASURED_FILE
     measured = _read(path, Measured)
     analysis = measured.analysis
     size, points = len(analysis.confusion.labels), len(analysis.recall)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mnet_det.data.coco import NUMBERS
 from mnet_det.report.advice import (
     USUAL_FPS,
     Advice,
@@ -32,7 +33,7 @@ from mnet_det.report.paper import (
     kept_by_paper,
     tables_beside,
 )
-from mnet_det.report.study import NUMBERS, Point, Run, Spread, Study
+from mnet_det.report.study import Point, Run, Spread, Study
 
 FORMAT = 1
 BUDGET = "{budget}"

@@ -15,10 +15,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mnet_det.data.coco import CocoData, read_coco, read_coco_json, read_results
+from mnet_det.data.coco import NUMBERS, CocoData, read_coco, read_coco_json, read_results
 from mnet_det.data.faults import Fault
 from mnet_det.engine.analysis import RECALL, Analysis, BestF1, analyse, analyse_model, best_f1, confuse
-from mnet_det.engine.evaluate import NUMBERS, Scores, evaluate, score_results
+from mnet_det.engine.evaluate import Scores, evaluate, score_results
 from mnet_det.engine.scorers import ClassMatches
 from mnet_det.errors import DataError
 from mnet_det.structures import Detections, Image

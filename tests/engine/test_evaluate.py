@@ -21,9 +21,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mnet_det.data.coco import CocoData, read_coco, read_coco_json, read_results
+from mnet_det.data.coco import NUMBERS, CocoData, read_coco, read_coco_json, read_results
 from mnet_det.data.faults import Fault
-from mnet_det.engine.evaluate import NUMBERS, READ_AHEAD, detect_all, evaluate, restrict, score_results
+from mnet_det.engine.evaluate import READ_AHEAD, detect_all, evaluate, restrict, score_results
 from mnet_det.engine.torch_backend import load_torch_predictor
 from mnet_det.errors import DataError, MissingPackageError
 from mnet_det.images import write_image

@@ -56,6 +56,7 @@ def draw_sweep(folder: Path, sweep: Sweep) -> Path:
                     continue
                 measured = draw_measured(sweep, run)
                 (folder / run["name"] / "measured.json").write_text(json.dumps(measured))
+                (folder / run["name"] / "best.pt").touch()
                 if (alpha, rho) not in timed:
                     timed.add((alpha, rho))
                     rows.append(draw_latency_row(run))

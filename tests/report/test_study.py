@@ -187,3 +187,11 @@ def test_a_plan_without_runs_or_with_two_of_one_name_is_refused(make_sweep: Call
     change(folder / "sweep.json", runs=[runs[0], runs[0]])
     with pytest.raises(DataError, match="two runs of its plan have one name"):
         read_study(folder)
+
+
+def test_a_run_whose_weights_are_gone_is_not_finished(make_sweep: Callable[..., Path]) -> None:
+    """The sweep would train it again, and the demo has nothing to show."""
+    folder = make_sweep(alphas=(1.0,))
+    next(folder.glob("*/best.pt")).unlink()
+    ((_, run),) = read_study(folder).unfinished
+    assert (run.state, run.reason) == ("not done", "its best.pt is gone")

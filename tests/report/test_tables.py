@@ -13,7 +13,8 @@ from rich.console import Console
 
 from mnet_det.catalogue import CATALOGUE, DEFAULT_DETECTOR, find_entry
 from mnet_det.config import load_config
-from mnet_det.engine.evaluate import NUMBERS, Scores
+from mnet_det.data.coco import NUMBERS
+from mnet_det.engine.evaluate import Scores
 from mnet_det.models import build_classifier
 from mnet_det.models.cost import Cost, count_cost
 from mnet_det.report.study import read_study
